@@ -1,0 +1,251 @@
+"""Hebbian fast weights with a settling read (Ba, Hinton, Mnih, Leibo, Ionescu 2016, arXiv
+1610.06258).
+
+The state is a matrix A beside the activity. With z the "sustained boundary condition" (what the
+slow weights send, W h + C x in the paper), f = ReLU, decay λ and fast learning rate η:
+
+    read     h_0 = f(z),   h_{s+1} = f(norm(z + A h_s)),   s = 0 .. S-1
+    write    A <- λ A + η h hᵀ,   h = h_S                  (after settling, once per token)
+
+Because A = η Σ_i λ^i h_i h_iᵀ over the past h (newest first), A h = η Σ_i λ^i h_i (h_i · h):
+attention over the recent past with no softmax and weights that fade. That gives two forms of one
+meaning, chosen by `Form`: the explicit matrix costs (2S+3) H² FLOPs a token, the attention form 4 S
+t H at token t. A third, `chunk`, keeps the matrix between chunks and attends inside one.
+"""
+
+import dataclasses
+import enum
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from fastweights.rules.base import Rule, scan, sequence_length
+
+Norm = Callable[[Array], Array]
+Recall = Callable[[Array], Array]
+
+
+class Form(enum.Enum):
+    """How the fast matrix is kept: as itself, or as the activities it is made of."""
+
+    AUTO = "auto"
+    MATRIX = "matrix"
+    ATTENTION = "attention"
+
+
+class Matrix(NamedTuple):
+    """The fast weights as a matrix."""
+
+    A: Array  # [H, H] float32
+
+
+class History(NamedTuple):
+    """The fast weights as the last M activities written, in a ring; unused rows are zero."""
+
+    keys: Array  # [M, H] float32
+    count: Array  # [] int32, writes so far; the next one goes to row count mod M
+
+
+class Token(NamedTuple):
+    """One time step as the rule sees it."""
+
+    boundary: Array  # [H], z = W h + C x, added at every settling step
+    store: Array | None = None  # [] bool, False leaves the state as it is; None always stores
+
+
+def layer_norm(x: Array, eps: float = 1e-5) -> Array:
+    """Zero mean, unit population variance over the last axis (Ba, Kiros, Hinton 2016), no gain."""
+    centred = x - jnp.mean(x, -1, keepdims=True)
+    return centred * jax.lax.rsqrt(jnp.mean(centred**2, -1, keepdims=True) + eps)
+
+
+def write_matrix(A: Array, h: Array, decay: float, lr: float) -> Array:
+    """λ A + η h hᵀ: `[H, H]`, `[H]` -> `[H, H]`."""
+    return decay * A + lr * jnp.outer(h, h)
+
+
+def write_history(keys: Array, count: Array, h: Array) -> Array:
+    """Put `h [H]` in row `count` mod M of `keys [M, H]`, over the oldest."""
+    return jax.lax.dynamic_update_index_in_dim(keys, h, count % len(keys), 0)
+
+
+def fading(length: int, count: Array, decay: float, lr: float, dtype=jnp.float32) -> Array:
+    """What `count` writes left of each row's, η λ^age: `[length]`, 0 where unused."""
+    age = (count - 1 - jnp.arange(length)) % length
+    return jnp.where(age < count, lr * decay ** age.astype(dtype), 0.0)
+
+
+def recall_history(keys: Array, weights: Array, h: Array) -> Array:
+    """A h without A: Σ_i weights_i keys_i (keys_i · h), `[M, H]`, `[M]`, `[H]` -> `[H]`."""
+    return (weights * (keys @ h)) @ keys
+
+
+def settle(
+    recall: Recall,
+    boundary: Array,
+    *,
+    steps: int,
+    norm: Norm = layer_norm,
+    start: Array | None = None,
+) -> Array:
+    """The settling loop: `steps` times h <- f(norm(boundary + recall(h))), f = ReLU.
+
+    Args:
+        recall: h `[H]` -> A h `[H]`, the fast weights' part; fixed while settling.
+        boundary: `[H]`, what the slow weights send; added at every step.
+        steps: number S of settling steps.
+        norm: applied to the summed input inside f; the paper's layer norm by default.
+        start: h_0 `[H]`; f(boundary), without norm, by default.
+    """
+    h = jax.nn.relu(boundary) if start is None else start
+    for _ in range(steps):
+        h = jax.nn.relu(norm(boundary + recall(h)))
+    return h
+
+
+@dataclasses.dataclass(frozen=True)
+class Hebbian(Rule):
+    """Fast weights of Ba et al. 2016.
+
+    Attributes:
+        decay: λ in [0, 1], how much of the matrix a write keeps.
+        lr: η >= 0, how strongly an activity is written; 0 switches the fast weights off and leaves
+            the two-stage update, the control of the paper's claim.
+        steps: S >= 1, settling steps a read takes.
+        form: explicit matrix or attention over the activities; `auto` takes the cheaper one.
+    """
+
+    decay: float = 0.9
+    lr: float = 0.5
+    steps: int = 1
+    form: Form = Form.AUTO
+
+    citation = "Ba, Hinton, Mnih, Leibo, Ionescu 2016, arXiv:1610.06258"
+
+    def choose(self, size: int, length: int | None) -> Form:
+        """The form `auto` stands for: attention while T < (1 + 1.5/S) H, where it needs fewer
+        FLOPs.
+
+        An unknown length (None) means a state that must take any number of writes: the matrix.
+        """
+        if self.form is not Form.AUTO:
+            return self.form
+        short = length is not None and length < (1 + 1.5 / self.steps) * size
+        return Form.ATTENTION if short else Form.MATRIX
+
+    def init(
+        self, size: int, length: int | None = None, dtype: jax.typing.DTypeLike = jnp.float32
+    ) -> Matrix | History:
+        """Empty fast weights for `size` = H units and at most `length` writes.
+
+        A `History` keeps the last `length` writes and no more: after that it is the matrix without
+        the terms that have faded below λ^length.
+
+        Raises:
+            ValueError: the attention form was asked for without a length.
+        """
+        if self.choose(size, length) is Form.MATRIX:
+            return Matrix(jnp.zeros((size, size), dtype))
+        if length is None:
+            raise ValueError("the attention form needs the number of writes: init(size, length)")
+        return History(jnp.zeros((length, size), dtype), jnp.zeros((), jnp.int32))
+
+    def matrix(self, state: Matrix | History) -> Array:
+        """The matrix A `[H, H]` that either form stands for."""
+        if isinstance(state, Matrix):
+            return state.A
+        return jnp.einsum("i,ij,ik->jk", self.fading(state), state.keys, state.keys)
+
+    def fading(self, state: History) -> Array:
+        """How much of each kept activity's write is left, `[M]`."""
+        return fading(len(state.keys), state.count, self.decay, self.lr, state.keys.dtype)
+
+    def recall(self, state: Matrix | History, h: Array) -> Array:
+        """A h, `[H] -> [H]`, in the state's own form."""
+        if isinstance(state, Matrix):
+            return state.A @ h
+        return recall_history(state.keys, self.fading(state), h)
+
+    def write(self, state: Matrix | History, observation: Array) -> Matrix | History:
+        """Store the settled activity `[H]`."""
+        if isinstance(state, Matrix):
+            h = observation.astype(state.A.dtype)
+            return Matrix(write_matrix(state.A, h, self.decay, self.lr))
+        h = observation.astype(state.keys.dtype)
+        return History(write_history(state.keys, state.count, h), state.count + 1)
+
+    def read(
+        self,
+        state: Matrix | History,
+        query: Array,
+        *,
+        norm: Norm = layer_norm,
+        start: Array | None = None,
+    ) -> Array:
+        """The activity `[H]` that settles under the boundary `query [H]`; see `settle`."""
+        dtype = jax.tree.leaves(state)[0].dtype
+        h = settle(
+            lambda h: self.recall(state, h.astype(dtype)),
+            query.astype(dtype),
+            steps=self.steps,
+            norm=norm,
+            start=start,
+        )
+        return h.astype(query.dtype)
+
+    def step(self, state: Matrix | History, token: Token) -> tuple[Matrix | History, Array]:
+        """Read with what was stored before, then write the settled activity."""
+        h = self.read(state, token.boundary)
+        written = self.write(state, h)
+        if token.store is not None:
+            written = jax.tree.map(
+                lambda new, old: jnp.where(token.store, new, old), written, state
+            )
+        return written, h
+
+    def mask(self, tokens: Token, valid: Array) -> Token:
+        """Tokens that store nothing where `valid` is False."""
+        store = valid if tokens.store is None else tokens.store & valid
+        return tokens._replace(store=store)
+
+    def chunk(self, state: Matrix | History, tokens: Token) -> tuple[Matrix | History, Array]:
+        """Attention inside the chunk, the matrix only at its borders.
+
+        Equal to `scan`; a chunk of C tokens saves one matrix for the backward pass instead of C.
+        """
+        if isinstance(state, History):
+            return scan(self, state, tokens)
+        length, size = sequence_length(tokens), state.A.shape[0]
+
+        def step(carry, token):
+            history, kept = carry  # kept: λ^(writes in this chunk), what is left of the old matrix
+            h = settle(
+                lambda h: kept * (state.A @ h) + self.recall(history, h),
+                token.boundary.astype(state.A.dtype),
+                steps=self.steps,
+            )
+            written = (self.write(history, h), kept * self.decay)
+            if token.store is not None:
+                written = jax.tree.map(lambda n, o: jnp.where(token.store, n, o), written, carry)
+            return written, h.astype(token.boundary.dtype)
+
+        empty = History(jnp.zeros((length, size), state.A.dtype), jnp.zeros((), jnp.int32))
+        (history, kept), hs = jax.lax.scan(step, (empty, jnp.ones((), state.A.dtype)), tokens)
+        return Matrix(kept * state.A + self.matrix(history)), hs
+
+    def example(
+        self, key: Array, length: int, extreme: bool = False, size: int = 5
+    ) -> tuple[Matrix | History, Token]:
+        """A random start and `length` tokens for `size` units; see `Rule.example`."""
+        old, new, store = jax.random.split(key, 3)
+        state = self.init(size, 2 * length)
+        for h in jax.random.uniform(old, (length, size)):
+            state = self.write(state, h)
+        boundary = jax.random.normal(new, (length, size))
+        if extreme:
+            # from exactly zero, where the norm divides by its epsilon alone, to a thousand
+            boundary = boundary * jnp.asarray([0.0, 1e-6, 1.0, 1e3])[jnp.arange(length) % 4, None]
+        return state, Token(boundary, jax.random.bernoulli(store, 0.7, (length,)))
