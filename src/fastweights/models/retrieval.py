@@ -1,0 +1,67 @@
+"""The associative-retrieval network of Ba et al. 2016 (arXiv 1610.06258, §4.1 and appendix A.1).
+
+symbol -> 50 embedding -> 100 expansion -> H recurrent units -> (last step) 100 ReLU -> classes.
+"""
+
+import dataclasses
+
+import jax
+from flax import nnx
+from jax import Array
+
+from fastweights.nn import CellName, Start, embedding_start, kernel_start, make_cell, unroll
+from fastweights.rules import Hebbian
+
+
+@dataclasses.dataclass(frozen=True)
+class RetrievalModel:
+    """Sizes of the network; the defaults are the paper's, with R = 50.
+
+    Attributes:
+        cell: the recurrent layer.
+        hidden: recurrent units (R in the paper's table).
+        embed: embedding size.
+        expand: size of the layer between embedding and recurrence.
+        head: ReLU units that read the last activity.
+        rule: the fast-weight rule, for cell "fast-weights".
+        start: initial weights, the paper's or of unit variance.
+    """
+
+    cell: CellName = "fast-weights"
+    hidden: int = 50
+    embed: int = 50
+    expand: int = 100
+    head: int = 100
+    rule: Hebbian = Hebbian()
+    start: Start = "paper"
+
+
+class RetrievalNet(nnx.Module):
+    """Reads a string of symbols, answers with one class.
+
+    The embedding and expansion are linear: the paper does not say, and the sum of both is then one
+    linear map of the one-hot symbol.
+    """
+
+    def __init__(self, config: RetrievalModel, vocab: int, classes: int, *, rngs: nnx.Rngs):
+        def linear(features: int, out: int) -> nnx.Linear:
+            return nnx.Linear(features, out, kernel_init=kernel_start(config.start), rngs=rngs)
+
+        self.embed = nnx.Embed(
+            vocab, config.embed, embedding_init=embedding_start(config.start), rngs=rngs
+        )
+        self.expand = linear(config.embed, config.expand)
+        self.cell = make_cell(
+            config.cell, config.expand, config.hidden, config.rule, start=config.start, rngs=rngs
+        )
+        self.head = linear(config.hidden, config.head)
+        self.out = linear(config.head, classes)
+
+    def activities(self, tokens: Array) -> Array:
+        """Recurrent activity at every step of one string: `[T]` int -> `[T, H]`."""
+        return unroll(self.cell, self.expand(self.embed(tokens)))[1]
+
+    def __call__(self, tokens: Array) -> Array:
+        """Logits of the class asked for: `[B, T]` int -> `[B, classes]`."""
+        last = jax.vmap(self.activities)(tokens)[:, -1]
+        return self.out(jax.nn.relu(self.head(last)))
