@@ -1,0 +1,207 @@
+"""The command line: `fastweights train | eval | ckpt | demo | env`.
+
+Nothing heavy is imported before the verb is known, so that help is quick. A mistake of the user
+ends in a short message on standard error and the exit code of its kind; see `errors`.
+"""
+
+import dataclasses
+import importlib.util
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fastweights.errors import ConfigError, FastWeightsError
+
+USAGE = """\
+usage: fastweights VERB ...
+
+  train CONFIG [--section.field value ...] --run-dir DIR
+                            train, or go on with the run in DIR (train CONFIG --help: fields)
+  eval --run-dir DIR        scores of a run's best checkpoint on the test split
+  ckpt ls|verify DIR        the checkpoints of a run; whether every byte is still what was saved
+  demo                      a net with fast weights beside one without, in about a minute
+  env [--json]              versions and devices, for a bug report
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command and return its exit code.
+
+    0 ok, 2 config or usage, 3 data, 4 checkpoint, 5 numerical, 75 preempted and saved.
+    """
+    arguments = sys.argv[1:] if argv is None else argv
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(USAGE, end="")
+        return 0 if arguments else 2
+    verb, *rest = arguments
+    try:
+        if verb not in VERBS:
+            raise ConfigError(
+                f"no such verb: {verb!r}{nearest(verb, VERBS)}", next="fastweights --help"
+            )
+        VERBS[verb](rest)
+    except FastWeightsError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def nearest(word: str, words: Any) -> str:
+    """`, did you mean "x"?` for the word most like it, or nothing."""
+    import difflib
+
+    close = difflib.get_close_matches(word, list(words), n=1)
+    return f", did you mean {close[0]!r}?" if close else ""
+
+
+def parse(kind: Any, arguments: list[str], prog: str, default: Any = None) -> Any:
+    """Arguments into a dataclass by tyro; its own message and exit code 2 on a wrong one."""
+    import tyro
+
+    given = {} if default is None else {"default": default}
+    markers = (tyro.conf.AvoidSubcommands, tyro.conf.EnumChoicesFromValues)
+    return tyro.cli(kind, args=arguments, prog=prog, config=markers, **given)
+
+
+def load_config(path: str) -> Any:
+    """The `config` of a Python config file.
+
+    Raises:
+        ConfigError: there is no such file, it fails, or it defines no config.
+    """
+    from fastweights.train import Config
+
+    file = Path(path)
+    if not file.is_file():
+        known = sorted(
+            str(p) for p in (file.parent if file.parent.is_dir() else Path()).glob("*.py")
+        )
+        raise ConfigError(
+            f"there is no config file {path}{nearest(path, known)}",
+            next="give the path of a Python file like configs/retrieval.py of the repository",
+        )
+    spec = importlib.util.spec_from_file_location(f"fastweights_config_{file.stem}", file)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"{path} is not a Python file", next="its name must end in .py")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever the user's file does wrong, it is theirs to mend
+        raise ConfigError(
+            f"this config file fails: {type(error).__name__}: {error}", where=path, next="mend it"
+        ) from error
+    if not isinstance(getattr(module, "config", None), Config):
+        raise ConfigError(
+            "this config file defines no `config`",
+            where=path,
+            next="let it end in `config = Config(...)`; see configs/retrieval.py",
+        )
+    return module.config
+
+
+def train(arguments: list[str]) -> None:
+    """`train CONFIG [--section.field value ...] --run-dir DIR`."""
+    if not arguments or arguments[0].startswith("-"):
+        raise ConfigError(
+            "which config?", next="fastweights train configs/retrieval.py --run-dir runs/retrieval"
+        )
+    config = load_config(arguments[0])
+    from typing import Annotated
+
+    import tyro
+
+    from fastweights import train as training
+
+    @dataclasses.dataclass(frozen=True)
+    class Arguments:
+        config: Annotated[training.Config, tyro.conf.arg(name="")]
+        run_dir: Annotated[Path, tyro.conf.arg(help="directory of the run; made, or gone on with")]
+        quiet: Annotated[bool, tyro.conf.arg(help="show no progress")] = False
+
+    default = Arguments(config, tyro.MISSING)
+    given = parse(Arguments, arguments[1:], f"fastweights train {arguments[0]}", default)
+    result = training.train(given.config, given.run_dir, quiet=given.quiet)
+    print(json.dumps({"run_dir": str(result.run_dir), **final_scores(result.history)}))
+
+
+def final_scores(history: list[dict[str, Any]]) -> dict[str, Any]:
+    """The last validation scores of a run."""
+    scored = [line for line in history if any(k.startswith("validation/") for k in line)]
+    return scored[-1] if scored else {}
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalArguments:
+    """Scores of a run's checkpoint, as one JSON object.
+
+    Attributes:
+        run_dir: directory of the run.
+        split: train, validation or test.
+        which: best (by validation loss) or last.
+    """
+
+    run_dir: Path
+    split: str = "test"
+    which: str = "best"
+
+
+def evaluate(arguments: list[str]) -> None:
+    """`eval --run-dir DIR [--split test] [--which best]`."""
+    given = parse(EvalArguments, arguments, "fastweights eval")
+    for name, known in (("split", ("train", "validation", "test")), ("which", ("best", "last"))):
+        value = getattr(given, name)
+        if value not in known:
+            raise ConfigError(
+                f"--{name} is one of {', '.join(known)}, not {value!r}{nearest(value, known)}"
+            )
+    from fastweights.train import evaluate_run
+
+    print(json.dumps(evaluate_run(given.run_dir, given.split, given.which)))
+
+
+def ckpt(arguments: list[str]) -> None:
+    """`ckpt ls DIR` and `ckpt verify DIR`."""
+    if len(arguments) != 2 or arguments[0] not in ("ls", "verify"):
+        raise ConfigError("ckpt takes ls or verify, and the directory of a run", next="ckpt ls DIR")
+    from fastweights.train.inspect import list_checkpoints, verify_checkpoints
+
+    actions = {"ls": list_checkpoints, "verify": verify_checkpoints}
+    actions[arguments[0]](Path(arguments[1]))
+
+
+def demo(arguments: list[str]) -> None:
+    """`demo`: see `fastweights.demo`."""
+    from fastweights import demo as demonstration
+
+    demonstration.main(parse(demonstration.Arguments, arguments, "fastweights demo"))
+
+
+def env(arguments: list[str]) -> None:
+    """`env [--json]`: versions and devices."""
+    if arguments not in ([], ["--json"]):
+        raise ConfigError("env takes nothing but --json", next="fastweights env")
+    from fastweights.train.run_dir import versions
+
+    found = versions()
+    if arguments:
+        print(json.dumps(found))
+    else:
+        print("\n".join(f"{name}: {value}" for name, value in found.items()))
+
+
+VERBS: dict[str, Callable[[list[str]], None]] = {
+    "train": train,
+    "eval": evaluate,
+    "ckpt": ckpt,
+    "demo": demo,
+    "env": env,
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,221 @@
+"""The config of a run: frozen dataclasses, checked before anything is allocated; their JSON."""
+
+import dataclasses
+import enum
+import types
+import typing
+from typing import Any, Literal
+
+from fastweights.errors import ConfigError
+from fastweights.models.glimpse import GlimpseModel
+from fastweights.models.retrieval import RetrievalModel
+from fastweights.tasks.base import Data, Task
+from fastweights.tasks.glimpses import Glimpses
+from fastweights.tasks.retrieval import Retrieval
+
+
+@dataclasses.dataclass(frozen=True)
+class Optim:
+    """The slow weights' optimiser: Adam after clipping by global norm.
+
+    Attributes:
+        lr: peak learning rate.
+        schedule: "constant", or "cosine" to zero over `decay_steps`.
+        decay_steps: updates the cosine takes. Its own number and not `train.steps`, so that a run
+            can be made longer, or stopped early and resumed, without changing what it has done.
+        warmup: updates over which the learning rate rises linearly from zero.
+        clip: largest global norm of the gradient; None to leave it.
+        weight_decay: decoupled weight decay.
+    """
+
+    lr: float = 3e-3
+    schedule: Literal["constant", "cosine"] = "constant"
+    decay_steps: int = 100_000
+    warmup: int = 0
+    clip: float | None = 5.0
+    weight_decay: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """Length and rhythm of a run, in updates.
+
+    Attributes:
+        steps: updates in all.
+        batch: examples per update, over all devices.
+        eval_every: updates between evaluations on the validation split.
+        checkpoint_every: updates between checkpoints; one is also saved at the end and on SIGTERM.
+        log_every: updates between lines of training metrics.
+        keep_last: newest checkpoints kept; the one with the best validation loss is kept too.
+        tensorboard: also write TensorBoard files (needs the `track` extra).
+    """
+
+    steps: int = 10_000
+    batch: int = 128
+    eval_every: int = 1_000
+    checkpoint_every: int = 1_000
+    log_every: int = 100
+    keep_last: int = 3
+    tensorboard: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Mesh:
+    """Devices: `data` copies of the model, its parameters split `fsdp` ways. Batches go to both."""
+
+    data: int = 1
+    fsdp: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Everything that decides what a run does."""
+
+    task: Retrieval | Glimpses
+    model: RetrievalModel | GlimpseModel
+    optim: Optim = Optim()
+    train: Train = Train()
+    mesh: Mesh = Mesh()
+    data: Data = Data()
+    seed: int = 0
+
+
+#: a resumed run may differ in these: they change how long and how often, not what is computed
+FREE_TO_CHANGE = (
+    "data.dir",
+    "data.manual_dir",
+    "train.steps",
+    "train.eval_every",
+    "train.checkpoint_every",
+    "train.log_every",
+    "train.keep_last",
+    "train.tensorboard",
+)
+
+
+def check(config: Config) -> None:
+    """Check a config before any device or file is touched.
+
+    Raises:
+        ConfigError: with every problem found, not only the first.
+    """
+    task = typing.cast(Task, config.task)
+    if not isinstance(config.model, task.model_config):
+        raise ConfigError(
+            f"task {type(task).__name__} needs model = {task.model_config.__name__}(...), "
+            f"not {type(config.model).__name__}",
+            where="model",
+        )
+    found = list(task.problems(config.model))
+    positive = {
+        "optim.decay_steps": config.optim.decay_steps,
+        **{
+            f"train.{name}": getattr(config.train, name)
+            for name in (
+                "steps",
+                "batch",
+                "eval_every",
+                "checkpoint_every",
+                "log_every",
+                "keep_last",
+            )
+        },
+        "mesh.data": config.mesh.data,
+        "mesh.fsdp": config.mesh.fsdp,
+    }
+    found += [f"{k} is {v}; it must be at least 1" for k, v in positive.items() if v < 1]
+    devices = config.mesh.data * config.mesh.fsdp
+    if devices > 0 and config.train.batch % devices:
+        found.append(
+            f"train.batch is {config.train.batch}; it must divide evenly over the mesh's "
+            f"{config.mesh.data} x {config.mesh.fsdp} devices"
+        )
+    optim = config.optim
+    not_negative = {"optim.lr": optim.lr, "optim.warmup": optim.warmup, "seed": config.seed}
+    not_negative["optim.weight_decay"] = optim.weight_decay
+    found += [f"{k} is {v}; it must not be negative" for k, v in not_negative.items() if v < 0]
+    if optim.clip is not None and not optim.clip > 0:
+        found.append(f"optim.clip is {optim.clip}; it must be positive, or None for no clipping")
+    if optim.schedule == "cosine" and optim.warmup >= optim.decay_steps:
+        found.append(
+            f"optim.warmup is {optim.warmup}; it must be shorter than optim.decay_steps, "
+            f"{optim.decay_steps}"
+        )
+    if found:
+        raise ConfigError(
+            "this config cannot run:" + "".join(f"\n  - {text}" for text in found),
+            next="change the values above; `fastweights train CONFIG --help` lists them all",
+        )
+
+
+def to_json(value: Any) -> Any:
+    """A config as JSON data; dataclasses carry their class name under "type"."""
+    if dataclasses.is_dataclass(value):
+        fields = {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"type": type(value).__name__, **fields}
+    return value.value if isinstance(value, enum.Enum) else value
+
+
+def from_json(data: Any, kind: Any = Config, where: str = "config.json") -> Any:
+    """The inverse of `to_json`, for the annotated type `kind`; only known classes are ever made.
+
+    Raises:
+        ConfigError: a key, class or value that this version does not know.
+    """
+    options: Any = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    if data is None and type(None) in options:
+        return None
+    for option in options:
+        make: Any = option
+        if dataclasses.is_dataclass(option) and isinstance(data, dict):
+            if data.get("type") != make.__name__:
+                continue
+            hints = typing.get_type_hints(option)
+            surplus = set(data) - set(hints) - {"type"}
+            if surplus:
+                raise ConfigError(
+                    f"unknown key {sorted(surplus)[0]!r}",
+                    where=where,
+                    cause="the run was made by another version of fastweights",
+                )
+            return make(
+                **{
+                    k: from_json(v, hints[k], f"{where}:{k}")
+                    for k, v in data.items()
+                    if k != "type"
+                }
+            )
+        if isinstance(option, type) and issubclass(option, enum.Enum):
+            return option(data)
+        if typing.get_origin(option) is Literal and data in typing.get_args(option):
+            return data
+        if option in (int, str, bool) and type(data) is option:
+            return data
+        if option is float and isinstance(data, int | float) and not isinstance(data, bool):
+            return float(data)
+    raise ConfigError(
+        f"cannot make {getattr(kind, '__name__', kind)} of {str(data)[:80]!r}",
+        where=where,
+        cause="the file was edited, or the run was made by another version of fastweights",
+    )
+
+
+def flatten(data: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested JSON objects as one level of dotted keys."""
+    if not isinstance(data, dict):
+        return {prefix: data}
+    return {
+        key: value
+        for name, child in data.items()
+        for key, value in flatten(child, f"{prefix}.{name}" if prefix else name).items()
+    }
+
+
+def differences(old: Any, new: Any) -> dict[str, tuple[Any, Any]]:
+    """Dotted keys whose values differ between two configs' JSON, as (old, new); absent is "-"."""
+    old, new = flatten(old), flatten(new)
+    return {
+        key: (old.get(key, "-"), new.get(key, "-"))
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key, "-") != new.get(key, "-")
+    }

@@ -1,0 +1,266 @@
+"""The training loop: everything a run does, in the order it does it."""
+
+import functools
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from fastweights.errors import ConfigError, DataError, NumericalError, Preempted
+from fastweights.tasks.batches import eval_batches, train_batches
+from fastweights.train import run_dir as runs
+from fastweights.train.checkpoint import Checkpoints
+from fastweights.train.config import Config, check
+from fastweights.train.mesh import make_mesh, put_batch
+from fastweights.train.metrics import Metrics, read
+from fastweights.train.progress import Progress, warn
+from fastweights.train.signals import StopRequest
+from fastweights.train.state import TrainState, init_state, parameter_count
+from fastweights.train.step import make_eval_step, make_train_step
+
+Table = Mapping[str, np.ndarray]
+
+
+class Result(NamedTuple):
+    """What a finished run gives back."""
+
+    state: TrainState
+    history: list[dict[str, Any]]  # the lines of metrics.jsonl
+    run_dir: Path
+
+
+def train(config: Config, run_dir: str | Path, *, quiet: bool = False) -> Result:
+    """Train until `train.steps` updates are done; goes on where the run in `run_dir` stopped.
+
+    Args:
+        config: what to do.
+        run_dir: the run's directory, made if absent. Holds `config.json`, `starts.jsonl`
+            (versions), `metrics.jsonl` and `checkpoints/`.
+        quiet: show no progress.
+
+    Raises:
+        ConfigError: the config cannot run, or `run_dir` holds a run of another config.
+        DataError: the task's data is missing or damaged.
+        CheckpointError: the run directory cannot be written, or no checkpoint in it can be trusted.
+        NumericalError: loss or gradient was not finite; the state before that update is saved.
+        Preempted: a signal asked the run to stop; its state is saved.
+    """
+    check(config)
+    mesh = make_mesh(config.mesh)
+    directory = runs.open_run(Path(run_dir), config)
+    plan = config.train
+    with (
+        StopRequest() as stop,
+        Progress(plan.steps, quiet) as progress,
+        Checkpoints(
+            directory / "checkpoints", keep_last=plan.keep_last, report=warn
+        ) as checkpoints,
+    ):
+        with progress.working("loading data"):
+            tables = {
+                split: config.task.load(split, config.data) for split in ("train", "validation")
+            }
+        check_batch(config, tables["train"])
+        data = fingerprint(tables["train"])
+        batches = train_batches(
+            tables["train"],
+            plan.batch,
+            config.seed,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        state = init_state(config, mesh)
+        restored = checkpoints.restore(state, batches)
+        start = 0
+        if restored is not None:
+            check_data(restored.extra, data, directory)
+            state, start = restored.state, restored.step
+            progress.note(f"resumed at step {start} of {plan.steps}")
+        progress.note(
+            f"{parameter_count(state.model):,} parameters, mesh {dict(mesh.shape)}, "
+            f"{len(tables['train']['target']):,} training examples"
+        )
+        train_step = make_train_step(config)
+        evaluate = functools.partial(
+            evaluate_table, make_eval_step(config.task), mesh=mesh, batch=plan.batch
+        )
+        metrics = Metrics(directory, start, plan.tensorboard)
+        scored: tuple[int, float | None] = (
+            start,
+            None,
+        )  # step and validation loss of the last eval
+        saved = start if restored is not None else -1
+
+        def save(step: int) -> int:
+            score = scored[1] if scored[0] == step else None
+            checkpoints.save(step, state, batches, score=score, extra={"data": data})
+            return step
+
+        pending: list[dict[str, Any]] = []
+        try:
+            for step in range(start + 1, plan.steps + 1):
+                batch = put_batch(mesh, next(batches))
+                if step == start + 1:
+                    with progress.working("compiling the update"):
+                        state, scores = train_step(state, batch)
+                        jax.block_until_ready(scores)
+                    progress.start(step)
+                else:
+                    state, scores = train_step(state, batch)
+                pending.append(scores)
+                last = step == plan.steps
+                if step % plan.log_every == 0 or last or stop.name:
+                    means = read_scores(pending, step, lambda step=step: save(step))
+                    metrics.write(step, {f"train/{k}": v for k, v in means.items()})
+                    progress.update(
+                        step, {k: means[k] for k in ("loss", "error") if k in means}, last
+                    )
+                    pending = []
+                if step % plan.eval_every == 0 or last:
+                    result = evaluate(state.model, tables["validation"])
+                    scored = (step, result["loss"])
+                    metrics.write(step, {f"validation/{k}": v for k, v in result.items()})
+                    progress.note(
+                        f"step {step}: validation "
+                        + ", ".join(f"{k} {v:.4f}" for k, v in result.items())
+                    )
+                if step % plan.checkpoint_every == 0 or last or stop.name:
+                    saved = save(step)
+                if stop.name and not last:
+                    checkpoints.wait()
+                    raise Preempted(
+                        f"stopped by {stop.name} at step {step} of {plan.steps}, all of it saved",
+                        where=directory,
+                        next="run the same command again to go on",
+                    )
+            if saved != plan.steps and start < plan.steps:
+                save(plan.steps)
+            checkpoints.wait()
+        except OSError as error:
+            raise runs.cannot_write(directory, error) from error
+        finally:
+            metrics.close()
+        if start >= plan.steps:
+            progress.note(
+                f"nothing to do: the run has {start} updates and train.steps is {plan.steps}"
+            )
+        return Result(state, read(directory), directory)
+
+
+def check_batch(config: Config, table: Table) -> None:
+    """A batch larger than the training split would never be filled.
+
+    Raises:
+        ConfigError: it is.
+    """
+    count = len(table["target"])
+    if config.train.batch > count:
+        raise ConfigError(
+            f"train.batch is {config.train.batch}, but the training split has {count} examples",
+            next="a smaller --train.batch",
+        )
+
+
+def fingerprint(table: Table) -> str:
+    """SHA-256 over a table's columns, so that a run is never resumed on other data."""
+    digest = hashlib.sha256()
+    for name in sorted(table):
+        column = np.ascontiguousarray(table[name])
+        digest.update(f"{name} {column.dtype} {column.shape}".encode())
+        digest.update(column.data)
+    return digest.hexdigest()
+
+
+def check_data(extra: Any, data: str, run_dir: Path) -> None:
+    """The data a run goes on with must be the data it began with.
+
+    Raises:
+        DataError: it is not.
+    """
+    if (extra or {}).get("data", data) != data:
+        raise DataError(
+            "the training data is not what this run was trained on so far",
+            where=run_dir,
+            cause="another --data.dir, or a data set that was prepared anew",
+            next="give the run's own --data.dir, or start a new --run-dir",
+        )
+
+
+def read_scores(pending: list[dict[str, Any]], step: int, save: Any) -> dict[str, float]:
+    """Means over the updates since the last log; the only place where the loop waits for the
+    device.
+
+    Raises:
+        NumericalError: one of the updates was not finite. It changed nothing, and `save` is called.
+    """
+    values = jax.device_get(pending)
+    means = {name: float(np.mean([v[name] for v in values])) for name in values[0]}
+    if means.pop("not_finite") > 0:
+        first = step - len(values) + 1 + next(i for i, v in enumerate(values) if v["not_finite"])
+        save()
+        raise NumericalError(
+            "loss or gradient is not finite",
+            where=f"step {first}, loss {values[first - step - 1]['loss']}",
+            cause="a learning rate too high for this model, or bad input",
+            next="a new --run-dir with a lower --optim.lr or --optim.clip; the weights of the last "
+            "good update are saved in this one, and running it again goes on from them",
+        )
+    return means
+
+
+def evaluate_table(
+    eval_step: Any, model: Any, table: Table, *, mesh: Any, batch: int
+) -> dict[str, float]:
+    """Exact means of every score over a whole split, in float64 on the host."""
+    sums = [
+        eval_step(model, put_batch(mesh, b))
+        for b in eval_batches(
+            table, batch, process_index=jax.process_index(), process_count=jax.process_count()
+        )
+    ]
+    total = {
+        k: float(np.sum([s[k] for s in jax.device_get(sums)], dtype=np.float64)) for k in sums[0]
+    }
+    count = total.pop("count")
+    return {k: v / count for k, v in total.items()}
+
+
+def evaluate_run(run_dir: str | Path, split: str = "test", which: str = "best") -> dict[str, Any]:
+    """Scores of a run's checkpoint on one split.
+
+    Args:
+        run_dir: the run.
+        split: "train", "validation" or "test".
+        which: "best" by validation loss, or "last".
+
+    Returns:
+        The step evaluated and the mean of every score.
+
+    Raises:
+        ConfigError: there is no run, or it has no checkpoint yet.
+        CheckpointError: the checkpoint is damaged.
+    """
+    directory = Path(run_dir)
+    config = runs.load_config(directory)
+    mesh = make_mesh(config.mesh)
+    with Checkpoints(directory / "checkpoints", report=warn) as checkpoints:
+        best = [info.step for info in checkpoints.infos() if info.best] if which == "best" else []
+        restored = checkpoints.restore(init_state(config, mesh), step=best[0] if best else None)
+    if restored is None:
+        raise ConfigError(
+            "this run has no checkpoint yet",
+            where=directory,
+            next="train it further; --train.checkpoint-every says how often it is saved",
+        )
+    table = config.task.load(split, config.data)
+    scores = evaluate_table(
+        make_eval_step(config.task),
+        restored.state.model,
+        table,
+        mesh=mesh,
+        batch=config.train.batch,
+    )
+    return {"step": restored.step, "split": split, **scores}

@@ -1,0 +1,56 @@
+"""One update and one evaluation step: pure functions of state and batch."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from fastweights.tasks.base import Task
+from fastweights.train.config import Config
+from fastweights.train.optim import learning_rate, optimizer
+from fastweights.train.state import TrainState
+
+Batch = dict[str, Array]
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]
+
+
+def make_train_step(config: Config) -> TrainStep:
+    """The jitted update; it takes the old state's memory.
+
+    An update whose loss or gradient is not finite leaves model and optimiser as they were, so that
+    the last good weights are still there when the loop reads the metric and stops.
+    """
+    transform, schedule = optimizer(config.optim), learning_rate(config.optim)
+
+    def loss(model: Any, batch: Batch) -> tuple[Array, dict[str, Array]]:
+        scores = {name: jnp.mean(x) for name, x in config.task.measure(model, batch).items()}
+        return scores["loss"], scores
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+        (_, scores), grads = jax.value_and_grad(loss, has_aux=True)(state.model, batch)
+        norm = optax.global_norm(grads)
+        updates, new = transform.update(grads, state.optimizer, state.model)
+        model = optax.apply_updates(state.model, updates)
+        finite = jnp.isfinite(scores["loss"]) & jnp.isfinite(norm)
+        model, new = jax.tree.map(
+            lambda a, b: jnp.where(finite, a, b), (model, new), (state.model, state.optimizer)
+        )
+        scores |= {"grad_norm": norm, "lr": jnp.asarray(schedule(state.step), jnp.float32)}
+        scores["not_finite"] = (~finite).astype(jnp.float32)
+        return TrainState(state.step + 1, model, new, state.key), scores
+
+    return jax.jit(train_step, donate_argnums=0)
+
+
+def make_eval_step(task: Task) -> Callable[[Any, Batch], dict[str, Array]]:
+    """The jitted evaluation of one batch: sums over the examples `mask` marks, and their count."""
+
+    def eval_step(model: Any, batch: Batch) -> dict[str, Array]:
+        mask = batch["mask"].astype(jnp.float32)
+        scores = task.measure(model, {k: v for k, v in batch.items() if k != "mask"})
+        return {name: jnp.sum(x * mask) for name, x in scores.items()} | {"count": jnp.sum(mask)}
+
+    return jax.jit(eval_step)
