@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 
 
+ROOT = Path(__file__).parents[1]
+
+
 def real_data(name: str) -> Path:
     """A file or folder of real data; skips the test on a machine without.
 

@@ -31,7 +31,7 @@ def make_train_step(config: Config) -> TrainStep:
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         (_, scores), grads = jax.value_and_grad(loss, has_aux=True)(state.model, batch)
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         updates, new = transform.update(grads, state.optimizer, state.model)
         model = optax.apply_updates(state.model, updates)
         finite = jnp.isfinite(scores["loss"]) & jnp.isfinite(norm)

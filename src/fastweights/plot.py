@@ -1,0 +1,192 @@
+"""Pictures of learning and of a memory being written. They need matplotlib: the `plot` extra.
+
+Every function draws into what it is given (or into a figure of its own that pyplot does not know)
+and returns it; nothing is shown, saved or set globally. Colours are told apart by the colour-blind,
+and lines by their dashes, maps by their lightness in black and white.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fastweights.errors import ConfigError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure, FigureBase
+
+    from fastweights.models.watch import Activity
+    from fastweights.rules import Hebbian
+
+#: colours of Okabe & Ito (2008), darkest first; each has its dash, for black and white
+LINES = (("#0072B2", "-"), ("#D55E00", "--"), ("#009E73", "-."), ("#CC79A7", ":"))
+MAPS_PER_ROW = 12
+
+
+def learning_curves(
+    ax: Axes, curves: Mapping[str, Sequence[tuple[int, float]]], chance: float | None = None
+) -> Axes:
+    """Error against updates, one line for each run.
+
+    Args:
+        ax: what to draw into.
+        curves: name -> (updates, error) in order; errors are fractions from 0 to 1, as the metrics
+            of a run are, and drawn in %.
+        chance: error of guessing, a fraction; a labelled horizontal line.
+
+    Returns:
+        `ax`.
+
+    Raises:
+        ConfigError: an error outside 0 to 1, which is probably in % already.
+    """
+    for i, (name, points) in enumerate(curves.items()):
+        steps, errors = np.asarray(points, np.float64).reshape(-1, 2).T
+        _check_fractions(errors, name)
+        colour, dash = LINES[i % len(LINES)]
+        ax.plot(steps, 100 * errors, color=colour, linestyle=dash, linewidth=1.8, label=name)
+    if chance is not None:
+        _check_fractions(np.asarray([chance]), "chance")
+        label = f"guessing: {100 * chance:.1f} %"
+        ax.axhline(100 * chance, color="0.4", linewidth=0.8, linestyle=(0, (1, 2)), label=label)
+    ax.set(xlabel="updates", ylabel="error (%)", ylim=(0, 100))
+    ax.set_xlim(left=0)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(frameon=False)
+    return ax
+
+
+def fast_weights(
+    rule: Hebbian, settled: Any, symbols: Sequence[str], figure: FigureBase | None = None
+) -> FigureBase:
+    """The fast-weight matrix A after each token of one sequence, a row of heat maps.
+
+    Units are ordered by the step at which they are most active, so that what a step writes is a
+    block on the diagonal, and a later step's block lies further down. Units that are never active
+    come last. All maps share one colour scale, symmetric around zero; it ends at the 99th
+    percentile of the weights' size, because the few largest would leave the others pale. In black
+    and white a weight's sign is lost; activities that are never negative write none below zero.
+
+    Args:
+        rule: what is written.
+        settled: `[T, H]`, `watch(net, tokens).settled` or `net.activities(tokens)`.
+        symbols: T names, one for each token; the maps' titles.
+        figure: a figure or subfigure to draw into; by default a new one.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ConfigError: not one symbol for each token, or matplotlib is missing.
+    """
+    from fastweights.models.watch import fast_weight_matrices
+
+    settled = np.asarray(settled)
+    _check_symbols(symbols, len(settled))
+    order = order_of_units(settled)
+    A = np.asarray(fast_weight_matrices(rule, settled))[:, order][:, :, order]
+    columns = min(len(A), MAPS_PER_ROW)
+    rows = math.ceil(len(A) / columns)
+    figure = _figure(columns + 0.9, 1.25 * rows + 0.3) if figure is None else figure
+    grid = np.ravel(figure.subplots(rows, columns, squeeze=False))
+    largest = float(np.abs(A).max())
+    limit = float(np.percentile(np.abs(A), 99)) or largest or 1.0
+    for t, ax in enumerate(grid[: len(A)]):
+        image = ax.imshow(A[t], cmap="RdBu_r", vmin=-limit, vmax=limit)
+        ax.set_title(symbols[t], fontsize=11)
+        ax.set(xticks=[], yticks=[])
+    for ax in grid[len(A) :]:
+        ax.remove()
+    grid[0].set_ylabel(f"{len(order)} units", fontsize=9)
+    extend = "both" if largest > limit else "neither"
+    bar = figure.colorbar(image, ax=list(grid[: len(A)]), shrink=0.9, pad=0.01, extend=extend)
+    bar.set_label("fast weight", fontsize=9)
+    bar.ax.tick_params(labelsize=8)
+    figure.supxlabel(
+        "fast weights after each symbol; units ordered by the step at which they are most active",
+        fontsize=9,
+    )
+    return figure
+
+
+def attention_to_past(
+    rule: Hebbian, activity: Activity, symbols: Sequence[str], ax: Axes | None = None
+) -> Axes:
+    """What each step recalls: its attention to every earlier step, η λ^age (past · query).
+
+    The numbers in the map are the weights, where they are at least a tenth of the largest.
+
+    Args:
+        rule: gives λ and η.
+        activity: from `fastweights.models.watch.watch`, `[T, H]` each.
+        symbols: T names, one for each token; they label both axes.
+        ax: what to draw into; by default the axes of a new figure (`ax.figure`).
+
+    Returns:
+        The axes, with the heat map `[T, T]` as their image: row t recalls, column i is recalled.
+
+    Raises:
+        ConfigError: not one symbol for each token, or matplotlib is missing.
+    """
+    from fastweights.models import watch
+
+    weights = np.asarray(watch.attention_to_past(rule, activity))
+    _check_symbols(symbols, len(weights))
+    if ax is None:
+        ax = _figure(5.4, 4.6).subplots()
+    past = np.tri(len(weights), k=-1, dtype=bool)
+    limit = float(weights.max()) or 1.0
+    image = ax.imshow(np.ma.masked_where(~past, weights), cmap="Blues", vmin=0.0, vmax=limit)
+    for row, column in np.argwhere(past & (weights >= max(0.1 * limit, 0.05))):
+        value = weights[row, column]
+        colour = "white" if value > 0.5 * limit else "black"
+        ax.text(column, row, f"{value:.1f}", color=colour, ha="center", va="center", fontsize=8)
+    ticks = range(len(symbols))
+    ax.set_xticks(ticks, symbols)
+    ax.set_yticks(ticks, symbols)
+    ax.set(xlabel="earlier step, recalled", ylabel="step that recalls")
+    ax.spines[:].set_visible(False)
+    ax.figure.colorbar(image, ax=ax, shrink=0.8, label="attention weight (no softmax)")
+    return ax
+
+
+def order_of_units(settled: np.ndarray) -> np.ndarray:
+    """Units by the step at which each is most active, the silent ones last: `[T, H]` -> `[H]`."""
+    peak = np.argmax(settled, axis=0)
+    silent = np.max(settled, axis=0) <= 0
+    return np.lexsort((peak, silent))
+
+
+def _check_fractions(values: np.ndarray, name: str) -> None:
+    if not ((values >= 0) & (values <= 1)).all():
+        raise ConfigError(
+            "errors must be fractions from 0 to 1",
+            where=name,
+            cause="they are in % already",
+            next="divide them by 100",
+        )
+
+
+def _check_symbols(symbols: Sequence[str], length: int) -> None:
+    if len(symbols) != length:
+        raise ConfigError(
+            f"there are {len(symbols)} symbols for {length} steps",
+            where="symbols",
+            next="give one for each token, in order",
+        )
+
+
+def _figure(width: float, height: float) -> Figure:
+    """A figure outside pyplot, which would keep it alive until it is closed; sizes in inches."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ConfigError(
+            "pictures need matplotlib, which is not installed",
+            next="pip install 'fastweights[plot]'",
+        ) from error
+    return Figure(figsize=(width, height), layout="constrained")

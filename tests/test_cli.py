@@ -1,0 +1,209 @@
+"""Mistakes a user makes at the command line: a short message, the next step, the right exit code."""
+
+import json
+
+import pytest
+from support import ROOT
+
+from fastweights import cli
+
+
+@pytest.fixture(autouse=True)
+def in_the_repository(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def run(capsys, *arguments):
+    """Exit code, standard output and standard error of one command."""
+    try:
+        code = cli.main([str(a) for a in arguments])
+    except SystemExit as stop:  # tyro ends the process itself
+        code = stop.code
+    out, err = capsys.readouterr()
+    assert "Traceback" not in out + err
+    return code, out, err
+
+
+@pytest.fixture
+def data(tmp_path_factory):
+    return tmp_path_factory.getbasetemp().parent / "tfds"
+
+
+def train(capsys, run_dir, data, *more):
+    return run(
+        capsys, "train", "configs/retrieval.py", "--run-dir", run_dir, "--data.dir", data, *more
+    )
+
+
+def test_an_unknown_key_suggests_the_nearest(capsys, tmp_path):
+    code, out, err = train(capsys, tmp_path / "run", tmp_path, "--optim.lrr", 0.1)
+    assert code == 2 and "--optim.lr " in out + err and "meant" in out + err
+
+
+def test_a_value_of_the_wrong_type(capsys, tmp_path):
+    code, out, err = train(capsys, tmp_path / "run", tmp_path, "--train.steps", "many")
+    assert code == 2 and "--train.steps" in out + err
+
+
+@pytest.mark.parametrize(
+    "arguments,named",
+    [
+        (["--model.hidden", 0], "model.hidden is 0"),
+        (["--model.rule.decay", 1.5], "model.rule.decay is 1.5"),
+        (["--model.rule.steps", 0], "model.rule.steps is 0"),
+        (["--task.pairs", 27], "task.pairs is 27"),
+        (["--train.batch", 0], "train.batch is 0"),
+        (["--mesh.data", 3], "must divide evenly"),
+        (["--mesh.fsdp", 16], "16 devices"),
+        (["--optim.clip", 0], "optim.clip is 0"),
+        (["--optim.warmup", 10**9], "optim.warmup"),
+        (["--train.batch", 200_000], "training split has 100000 examples"),
+        (["--seed", -1], "seed is -1"),
+    ],
+)
+def test_impossible_values(capsys, tmp_path, data, arguments, named):
+    code, _, err = train(capsys, tmp_path / "run", data, *arguments)
+    assert code == 2 and named in err
+
+
+def test_every_problem_is_reported_at_once(capsys, tmp_path):
+    code, _, err = train(capsys, tmp_path, tmp_path, "--model.hidden", 0, "--train.log-every", 0)
+    assert code == 2 and "model.hidden" in err and "train.log_every" in err and "next:" in err
+
+
+def test_a_missing_config_file_suggests_the_nearest(capsys, tmp_path):
+    code, _, err = run(capsys, "train", "configs/retreival.py", "--run-dir", tmp_path)
+    assert code == 2 and "'configs/retrieval.py'" in err
+
+
+@pytest.mark.parametrize(
+    "text,named",
+    [
+        ("config = 3", "defines no `config`"),
+        ("import nothing_like_it", "ModuleNotFoundError"),
+        ("(", "Syntax"),
+    ],
+)
+def test_a_config_file_that_fails(capsys, tmp_path, text, named):
+    file = tmp_path / "mine.py"
+    file.write_text(text)
+    code, _, err = run(capsys, "train", file, "--run-dir", tmp_path / "run")
+    assert code == 2 and named in err
+
+
+def test_a_model_of_another_task(capsys, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from fastweights.models.glimpse import GlimpseModel\n"
+        "from fastweights.tasks.retrieval import Retrieval\n"
+        "from fastweights.train import Config\n"
+        "config = Config(task=Retrieval(), model=GlimpseModel())\n"
+    )
+    code, _, err = run(capsys, "train", file, "--run-dir", tmp_path / "run")
+    assert code == 2 and "RetrievalModel" in err
+
+
+def test_an_unknown_verb_suggests_the_nearest(capsys):
+    code, _, err = run(capsys, "trian")
+    assert code == 2 and "'train'" in err
+
+
+def test_missing_data_without_a_network(capsys, tmp_path, monkeypatch):
+    def no_network(*_, **__):
+        raise OSError("no network in tests")
+
+    monkeypatch.setattr("urllib.request.urlopen", no_network)
+    code, _, err = run(
+        capsys,
+        "train",
+        "configs/glimpses.py",
+        "--run-dir",
+        tmp_path / "run",
+        "--data.dir",
+        tmp_path,
+    )
+    assert code == 3 and "MNIST was not found" in err and "--data.manual-dir" in err
+
+
+def test_a_run_directory_that_cannot_be_made(capsys, tmp_path, data):
+    blocked = tmp_path / "file"
+    blocked.write_text("in the way")
+    code, _, err = train(capsys, blocked / "run", data)
+    assert code == 4 and "cannot write to the run directory" in err and "next:" in err
+
+
+def test_a_run_directory_of_another_config(capsys, tmp_path, data):
+    run_dir = tmp_path / "run"
+    short = ["--train.steps", 1, "--train.batch", 8, "--model.hidden", 8]
+    assert train(capsys, run_dir, data, *short)[0] == 0
+    before = (run_dir / "config.json").read_bytes()
+    code, _, err = train(capsys, run_dir, data, *short, "--optim.lr", 0.5)
+    assert code == 2 and "optim.lr: the run has 0.001, asked for 0.5" in err
+    assert (run_dir / "config.json").read_bytes() == before
+    assert train(capsys, run_dir, data, *short, "--train.log-every", 7)[0] == 0
+
+
+def test_a_directory_that_is_something_else(capsys, tmp_path, data):
+    (tmp_path / "thesis.tex").write_text("precious")
+    code, _, err = train(capsys, tmp_path, data)
+    assert code == 2 and "not empty" in err
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_truncated_config_of_a_run(capsys, tmp_path, data):
+    (tmp_path / "config.json").write_text('{"type": "Conf')
+    for command in (["eval"], ["train", "configs/retrieval.py", "--data.dir", data]):
+        code, _, err = run(capsys, *command, "--run-dir", tmp_path)
+        assert code == 2 and "not JSON" in err and "config.json" in err
+
+
+def test_eval_of_nothing_and_of_a_wrong_split(capsys, tmp_path):
+    code, _, err = run(capsys, "eval", "--run-dir", tmp_path)
+    assert code == 2 and "no run in this directory" in err
+    code, _, err = run(capsys, "eval", "--run-dir", tmp_path, "--split", "tset")
+    assert code == 2 and "'test'" in err
+
+
+def test_ckpt_of_nothing(capsys, tmp_path):
+    for verb in ("ls", "verify"):
+        code, _, err = run(capsys, "ckpt", verb, tmp_path)
+        assert code == 2 and "no checkpoints here" in err
+    assert run(capsys, "ckpt", "list", tmp_path)[0] == 2
+
+
+def test_a_loss_that_is_not_finite_stops_and_saves(capsys, tmp_path, data):
+    """The update is not applied: what is saved is finite, and the message says what to change."""
+    run_dir = tmp_path / "run"
+    common = [
+        "--train.batch",
+        8,
+        "--model.hidden",
+        8,
+        "--train.log-every",
+        1,
+        "--optim.clip",
+        "None",
+    ]
+    code, _, err = train(capsys, run_dir, data, *common, "--train.steps", 60, "--optim.lr", 1e30)
+    assert code == 5 and "not finite" in err and "--optim.lr" in err
+    assert run(capsys, "ckpt", "verify", run_dir)[0] == 0
+
+
+def test_other_data_is_not_trained_on(capsys, tmp_path, data, monkeypatch):
+    """A run never goes on with data it was not trained on so far."""
+    run_dir = tmp_path / "run"
+    common = ["--train.batch", 8, "--model.hidden", 8]
+    assert train(capsys, run_dir, data, *common, "--train.steps", 1)[0] == 0
+    from fastweights.tasks.retrieval import Retrieval
+
+    real = Retrieval.load
+    other = lambda self, split, data: {k: v[1:] for k, v in real(self, split, data).items()}
+    monkeypatch.setattr(Retrieval, "load", other)
+    code, _, err = train(capsys, run_dir, data, *common, "--train.steps", 2)
+    assert code == 3 and "not what this run was trained on" in err
+
+
+def test_env_prints_versions(capsys):
+    code, out, _ = run(capsys, "env", "--json")
+    assert code == 0 and json.loads(out)["jax"]
+    assert run(capsys, "--help")[0] == 0

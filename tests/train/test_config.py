@@ -1,0 +1,76 @@
+"""Configs as JSON, and what counts as a difference between two runs."""
+
+import dataclasses
+import importlib.util
+
+import jax
+import pytest
+from support import ROOT
+
+from fastweights.errors import ConfigError
+from fastweights.rules import Form
+from fastweights.train.config import Config, check, differences, from_json, to_json
+from fastweights.train.optim import learning_rate
+
+CONFIGS = sorted((ROOT / "configs").glob("*.py"))
+
+
+def load(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_every_config_runs_back_and_forth_through_json(path):
+    module = load(path)
+    check(module.config)
+    assert from_json(to_json(module.config)) == module.config
+    assert f"fastweights train configs/{path.name}" in (module.__doc__ or "")
+
+
+def test_json_keeps_what_is_not_the_default():
+    config = load(ROOT / "configs" / "retrieval.py").config
+    rule = dataclasses.replace(config.model.rule, form=Form.MATRIX, lr=0)
+    config = dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, rule=rule),
+        optim=dataclasses.replace(config.optim, clip=None),
+    )
+    back = from_json(to_json(config))
+    assert back == config and back.model.rule.form is Form.MATRIX and back.optim.clip is None
+
+
+def test_differences_name_the_key_and_both_values():
+    config = load(ROOT / "configs" / "retrieval.py").config
+    other = dataclasses.replace(config, seed=7)
+    assert differences(to_json(config), to_json(other)) == {"seed": (0, 7)}
+    assert differences(to_json(config), to_json(config)) == {}
+
+
+@pytest.mark.parametrize(
+    "change", [{"type": "Evil"}, {"seed": "3"}, {"surprise": 1}, {"seed": True}, {"optim": None}]
+)
+def test_json_of_unknown_things_is_refused(change):
+    data = to_json(load(ROOT / "configs" / "retrieval.py").config) | change
+    with pytest.raises(ConfigError):
+        from_json(data, Config)
+
+
+def test_learning_rate_follows_its_own_clock():
+    """Warmup is linear, cosine ends at decay_steps whatever train.steps says."""
+    from fastweights.train.config import Optim
+
+    schedule = learning_rate(Optim(lr=0.1, schedule="cosine", decay_steps=110, warmup=10))
+    assert float(schedule(5)) == pytest.approx(0.05)
+    assert float(schedule(10)) == pytest.approx(0.1)
+    assert float(schedule(60)) == pytest.approx(0.05)  # half way between 10 and 110
+    assert float(schedule(110)) == pytest.approx(0.0, abs=1e-9)
+    constant = learning_rate(Optim(lr=0.1, warmup=4))
+    assert [float(constant(i)) for i in (0, 2, 4, 400)] == pytest.approx([0, 0.05, 0.1, 0.1])
+
+
+def test_tests_have_eight_devices():
+    assert jax.device_count() == 8
