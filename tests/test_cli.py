@@ -1,4 +1,4 @@
-"""Mistakes a user makes at the command line: a short message, the next step, the right exit code."""
+"""Mistakes at the command line: a short message, the next step, the right exit code."""
 
 import json
 

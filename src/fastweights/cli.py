@@ -142,7 +142,7 @@ class EvalArguments:
     Attributes:
         run_dir: directory of the run.
         split: train, validation or test.
-        which: best (by validation loss) or last.
+        which: best (by the validation score of the task) or last.
     """
 
     run_dir: Path

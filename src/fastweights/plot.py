@@ -51,7 +51,7 @@ def learning_curves(
         ax.plot(steps, 100 * errors, color=colour, linestyle=dash, linewidth=1.8, label=name)
     if chance is not None:
         _check_fractions(np.asarray([chance]), "chance")
-        label = f"guessing: {100 * chance:.1f} %"
+        label = f"chance: {100 * chance:.2f} %"
         ax.axhline(100 * chance, color="0.4", linewidth=0.8, linestyle=(0, (1, 2)), label=label)
     ax.set(xlabel="updates", ylabel="error (%)", ylim=(0, 100))
     ax.set_xlim(left=0)

@@ -1,4 +1,4 @@
-"""Whole networks: the wiring of the two-level reader, and that every part takes part in learning."""
+"""Whole networks: the wiring of the two-level reader; every part takes part in learning."""
 
 import jax
 import jax.numpy as jnp

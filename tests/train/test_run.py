@@ -130,7 +130,7 @@ def test_the_newest_checkpoint_damaged_falls_back_and_trains_on(prepared, tmp_pa
 
 
 def test_eval_of_a_finished_run_and_its_files(prepared, tmp_path):
-    """eval gives the test score of the best checkpoint; the run directory holds what was promised."""
+    """Eval scores the best checkpoint on the test split; the run directory is as promised."""
     run = tmp_path / "run"
     common = ["train", *arguments_of("retrieval", prepared), "--train.eval-every", 2]
     fastweights(*common, "--train.checkpoint-every", 2, "--train.steps", 4, "--run-dir", run)
@@ -138,8 +138,8 @@ def test_eval_of_a_finished_run_and_its_files(prepared, tmp_path):
     assert scores["split"] == "test" and 0.5 < scores["error"] <= 1 and scores["loss"] > 0
     validation = [json.loads(x) for x in (run / "metrics.jsonl").read_text().splitlines()]
     best = min(
-        (line for line in validation if "validation/loss" in line),
-        key=lambda x: x["validation/loss"],
+        (line for line in validation if "validation/error" in line),
+        key=lambda x: x["validation/error"],
     )
     assert scores["step"] == best["step"]
     assert json.loads((run / "config.json").read_text())["train"]["batch"] == 64

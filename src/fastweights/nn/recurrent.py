@@ -15,6 +15,12 @@ from jax import Array
 
 from fastweights.nn.initializers import Start, kernel_start, scaled_identity
 from fastweights.rules import Hebbian
+from fastweights.rules.hebbian import Matrix
+
+#: steps per block that has the matrix before it
+MATRIX_BLOCK = 16
+#: fewest steps per block, and most blocks, with a history that grows; each block is compiled
+MIN_BLOCK, MAX_BLOCKS = 8, 6
 
 CellName = Literal["fast-weights", "irnn", "ln-rnn", "lstm"]
 
@@ -37,7 +43,10 @@ class Cell(Protocol):
 
 def unroll(cell: Cell, xs: Array) -> tuple[Any, Array]:
     """Run a cell over one sequence `[T, I]`; returns the final carry and activities `[T, H]`."""
-    return jax.lax.scan(cell.step, cell.initial(len(xs)), cell.project(xs))
+    drives = cell.project(xs)
+    if isinstance(cell, FastWeightCell):
+        return cell.unroll(drives)
+    return jax.lax.scan(cell.step, cell.initial(len(xs)), drives)
 
 
 class FastCarry(NamedTuple):
@@ -100,6 +109,34 @@ class FastWeightCell(nnx.Module):
         z = self.boundary(carry.h, drive)
         h = self.rule.read(carry.fast, z, norm=self.norm)
         return FastCarry(h, self.rule.write(carry.fast, h)), h
+
+    def block(self, carry: FastCarry, drives: Array) -> tuple[FastCarry, Array]:
+        """Some steps, `drives [C, H]`, folded into the fast weights before them at the end."""
+        opened = FastCarry(carry.h, self.rule.open(carry.fast, len(drives)))
+        after, hs = jax.lax.scan(self.step, opened, drives)
+        return FastCarry(after.h, self.rule.close(after.fast)), hs
+
+    def unroll(self, drives: Array) -> tuple[FastCarry, Array]:
+        """`step` over a whole sequence `[T, H]` from zero activity, block by block; T >= 1.
+
+        The same as a scan over `step`, but for the backward pass it saves the fast weights at the
+        borders of blocks, where a scan saves them at every step and spends most of its time there.
+        """
+        carry, length, pieces = self.initial(len(drives)), len(drives), []
+        if isinstance(carry.fast, Matrix):
+            size = min(length, MATRIX_BLOCK)
+            whole = drives[: length // size * size]
+            carry, hs = jax.lax.scan(self.block, carry, whole.reshape(-1, size, self.hidden))
+            pieces.append(hs.reshape(whole.shape))
+            drives = drives[len(whole) :]
+        else:
+            # a scan's carry has one size; this one grows, so early steps do not pay for late ones
+            carry = FastCarry(carry.h, self.rule.init(self.hidden, 0))
+            size = max(MIN_BLOCK, -(-length // MAX_BLOCKS))
+        for start in range(0, len(drives), size):
+            carry, hs = self.block(carry, drives[start : start + size])
+            pieces.append(hs)
+        return carry, jnp.concatenate(pieces)
 
 
 class RNN(nnx.Module):

@@ -10,7 +10,8 @@ slow weights send, W h + C x in the paper), f = ReLU, decay λ and fast learning
 Because A = η Σ_i λ^i h_i h_iᵀ over the past h (newest first), A h = η Σ_i λ^i h_i (h_i · h):
 attention over the recent past with no softmax and weights that fade. That gives two forms of one
 meaning, chosen by `Form`: the explicit matrix costs (2S+3) H² FLOPs a token, the attention form 4 S
-t H at token t. A third, `chunk`, keeps the matrix between chunks and attends inside one.
+t H at token t. A `Block` has both: what was before a block of tokens in its own form, and what the
+block wrote as activities.
 """
 
 import dataclasses
@@ -47,6 +48,20 @@ class History(NamedTuple):
 
     keys: Array  # [M, H] float32
     count: Array  # [] int32, writes so far; the next one goes to row count mod M
+
+
+class Block(NamedTuple):
+    """Fast weights while a block of tokens is read: as they were before it, and the block's writes.
+
+    `past` goes through a scan over the block unchanged, and JAX saves what does not change once for
+    the backward pass, not once per token.
+    """
+
+    past: Matrix | History
+    recent: History
+
+
+Fast = Matrix | History | Block
 
 
 class Token(NamedTuple):
@@ -153,33 +168,58 @@ class Hebbian(Rule):
             raise ValueError("the attention form needs the number of writes: init(size, length)")
         return History(jnp.zeros((length, size), dtype), jnp.zeros((), jnp.int32))
 
-    def matrix(self, state: Matrix | History) -> Array:
-        """The matrix A `[H, H]` that either form stands for."""
+    def open(self, state: Matrix | History, length: int) -> Block:
+        """The same fast weights at the start of a block of `length` tokens; `close` ends it."""
+        like = jax.tree.leaves(state)[0]
+        keys = jnp.zeros((length, like.shape[-1]), like.dtype)
+        return Block(state, History(keys, jnp.zeros((), jnp.int32)))
+
+    def close(self, block: Block) -> Matrix | History:
+        """Fold the block's writes into what was before: a matrix, or a history longer by the block.
+
+        Of histories every row must have been written once, so no token of theirs was masked.
+        """
+        past, recent = block
+        if isinstance(past, Matrix):
+            return Matrix(self.matrix(block))
+        return History(jnp.concatenate([past.keys, recent.keys]), past.count + recent.count)
+
+    def matrix(self, state: Fast) -> Array:
+        """The matrix A `[H, H]` that any form stands for."""
         if isinstance(state, Matrix):
             return state.A
+        if isinstance(state, Block):
+            return self.kept(state) * self.matrix(state.past) + self.matrix(state.recent)
         return jnp.einsum("i,ij,ik->jk", self.fading(state), state.keys, state.keys)
 
     def fading(self, state: History) -> Array:
         """How much of each kept activity's write is left, `[M]`."""
         return fading(len(state.keys), state.count, self.decay, self.lr, state.keys.dtype)
 
-    def recall(self, state: Matrix | History, h: Array) -> Array:
+    def kept(self, block: Block) -> Array:
+        """What the writes of a block so far left of its past, λ^writes: `[]`."""
+        return self.decay ** block.recent.count.astype(block.recent.keys.dtype)
+
+    def recall(self, state: Fast, h: Array) -> Array:
         """A h, `[H] -> [H]`, in the state's own form."""
         if isinstance(state, Matrix):
             return state.A @ h
+        if isinstance(state, Block):
+            return self.kept(state) * self.recall(state.past, h) + self.recall(state.recent, h)
         return recall_history(state.keys, self.fading(state), h)
 
-    def write(self, state: Matrix | History, observation: Array) -> Matrix | History:
+    def write(self, state: Fast, observation: Array) -> Fast:
         """Store the settled activity `[H]`."""
         if isinstance(state, Matrix):
             h = observation.astype(state.A.dtype)
             return Matrix(write_matrix(state.A, h, self.decay, self.lr))
-        h = observation.astype(state.keys.dtype)
-        return History(write_history(state.keys, state.count, h), state.count + 1)
+        keys, count = state.recent if isinstance(state, Block) else state
+        history = History(write_history(keys, count, observation.astype(keys.dtype)), count + 1)
+        return Block(state.past, history) if isinstance(state, Block) else history
 
     def read(
         self,
-        state: Matrix | History,
+        state: Fast,
         query: Array,
         *,
         norm: Norm = layer_norm,
@@ -196,14 +236,15 @@ class Hebbian(Rule):
         )
         return h.astype(query.dtype)
 
-    def step(self, state: Matrix | History, token: Token) -> tuple[Matrix | History, Array]:
+    def step(self, state: Fast, token: Token) -> tuple[Fast, Array]:
         """Read with what was stored before, then write the settled activity."""
         h = self.read(state, token.boundary)
         written = self.write(state, h)
-        if token.store is not None:
-            written = jax.tree.map(
-                lambda new, old: jnp.where(token.store, new, old), written, state
-            )
+        store = token.store
+        if store is not None:
+            # what no write touches must stay the same array, or a scan saves it for every token
+            pick = lambda new, old: old if new is old else jnp.where(store, new, old)
+            written = jax.tree.map(pick, written, state)
         return written, h
 
     def mask(self, tokens: Token, valid: Array) -> Token:
@@ -218,27 +259,12 @@ class Hebbian(Rule):
         """
         if isinstance(state, History):
             return scan(self, state, tokens)
-        length, size = sequence_length(tokens), state.A.shape[0]
-
-        def step(carry, token):
-            history, kept = carry  # kept: λ^(writes in this chunk), what is left of the old matrix
-            h = settle(
-                lambda h: kept * (state.A @ h) + self.recall(history, h),
-                token.boundary.astype(state.A.dtype),
-                steps=self.steps,
-            )
-            written = (self.write(history, h), kept * self.decay)
-            if token.store is not None:
-                written = jax.tree.map(lambda n, o: jnp.where(token.store, n, o), written, carry)
-            return written, h.astype(token.boundary.dtype)
-
-        empty = History(jnp.zeros((length, size), state.A.dtype), jnp.zeros((), jnp.int32))
-        (history, kept), hs = jax.lax.scan(step, (empty, jnp.ones((), state.A.dtype)), tokens)
-        return Matrix(kept * state.A + self.matrix(history)), hs
+        block, hs = scan(self, self.open(state, sequence_length(tokens)), tokens)
+        return self.close(block), hs
 
     def example(
         self, key: Array, length: int, extreme: bool = False, size: int = 5
-    ) -> tuple[Matrix | History, Token]:
+    ) -> tuple[Fast, Token]:
         """A random start and `length` tokens for `size` units; see `Rule.example`."""
         old, new, store = jax.random.split(key, 3)
         state = self.init(size, 2 * length)

@@ -38,6 +38,8 @@ class Task(Protocol):
 
     #: class of the model configs the task can build
     model_config: ClassVar[type]
+    #: the score of the validation split by which the best checkpoint is chosen; less is better
+    select_by: ClassVar[str]
 
     def problems(self, model: Any) -> list[str]:
         """What cannot work in this task with that model config, in words."""
@@ -52,7 +54,7 @@ class Task(Protocol):
         ...
 
     def measure(self, model: Any, batch: dict[str, Array]) -> dict[str, Array]:
-        """Scores of each example, `[B]` each; "loss" among them."""
+        """Scores of each example, `[B]` each; "loss" and `select_by` among them."""
         ...
 
 

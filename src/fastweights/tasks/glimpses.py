@@ -18,6 +18,7 @@ DIGITS = 10
 class Glimpses:
     """Digits of MNIST; a model looks at one 7 x 7 glimpse after the other."""
 
+    select_by: ClassVar[str] = "error"
     model_config: ClassVar[type] = GlimpseModel
 
     def problems(self, model: GlimpseModel) -> list[str]:

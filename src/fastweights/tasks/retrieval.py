@@ -24,6 +24,7 @@ class Retrieval:
 
     pairs: int = 4
 
+    select_by: ClassVar[str] = "error"
     model_config: ClassVar[type] = RetrievalModel
 
     def problems(self, model: RetrievalModel) -> list[str]:

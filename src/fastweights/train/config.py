@@ -46,7 +46,7 @@ class Train:
         eval_every: updates between evaluations on the validation split.
         checkpoint_every: updates between checkpoints; one is also saved at the end and on SIGTERM.
         log_every: updates between lines of training metrics.
-        keep_last: newest checkpoints kept; the one with the best validation loss is kept too.
+        keep_last: newest checkpoints kept; the one with the best validation score is kept too.
         tensorboard: also write TensorBoard files (needs the `track` extra).
     """
 

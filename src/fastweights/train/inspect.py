@@ -25,7 +25,7 @@ def open_checkpoints(run_dir: Path) -> tuple[Checkpoints, list[StepInfo]]:
 
 
 def list_checkpoints(run_dir: Path) -> None:
-    """Print a line per step: date, size, validation loss, whether it is complete, which is best."""
+    """Print a line per step: date, size, validation score, if it is complete, which is best."""
     checkpoints, infos = open_checkpoints(run_dir)
     with checkpoints:
         print(f"{'step':>10}  {'date':<25}  {'MB':>8}  {'score':>10}")

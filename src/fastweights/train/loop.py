@@ -91,7 +91,7 @@ def train(config: Config, run_dir: str | Path, *, quiet: bool = False) -> Result
         scored: tuple[int, float | None] = (
             start,
             None,
-        )  # step and validation loss of the last eval
+        )  # step and score of the last evaluation
         saved = start if restored is not None else -1
 
         def save(step: int) -> int:
@@ -121,7 +121,7 @@ def train(config: Config, run_dir: str | Path, *, quiet: bool = False) -> Result
                     pending = []
                 if step % plan.eval_every == 0 or last:
                     result = evaluate(state.model, tables["validation"])
-                    scored = (step, result["loss"])
+                    scored = (step, result[config.task.select_by])
                     metrics.write(step, {f"validation/{k}": v for k, v in result.items()})
                     progress.note(
                         f"step {step}: validation "
@@ -234,7 +234,7 @@ def evaluate_run(run_dir: str | Path, split: str = "test", which: str = "best") 
     Args:
         run_dir: the run.
         split: "train", "validation" or "test".
-        which: "best" by validation loss, or "last".
+        which: "best" by the task's validation score, or "last".
 
     Returns:
         The step evaluated and the mean of every score.
