@@ -11,12 +11,11 @@ from types import ModuleType
 
 __version__ = "0.1.0"
 
-_SUBMODULES = ("models", "nn", "plot", "rules", "tasks", "testing", "train")
-__all__ = ["__version__", *_SUBMODULES]
+__all__ = ["__version__", "models", "nn", "plot", "rules", "tasks", "testing", "train"]
 
 
 def __getattr__(name: str) -> ModuleType:
-    if name in _SUBMODULES:
+    if name in __all__:
         return importlib.import_module(f"fastweights.{name}")
     raise AttributeError(f"module 'fastweights' has no attribute {name!r}")
 

@@ -5,6 +5,7 @@ that learns within a minute; the paper's H = 50 is `configs/retrieval.py`.
 """
 
 import dataclasses
+import importlib
 import time
 from pathlib import Path
 from typing import Any
@@ -129,10 +130,10 @@ def require_matplotlib() -> None:
     Raises:
         ConfigError: matplotlib is not installed.
     """
-    import importlib.util
-
-    if importlib.util.find_spec("matplotlib") is None:
+    try:
+        importlib.import_module("matplotlib.figure")
+    except ImportError as error:
         raise ConfigError(
             "the demo draws a picture and matplotlib is not installed",
             next="pip install 'fastweights[plot]'",
-        )
+        ) from error

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 from jax.nn.initializers import Initializer, lecun_normal, normal
 
-#: "paper": every weight that is not recurrent from `fan_out_uniform`. "unit": variances that keep a
-#: signal at unit size from the symbol to the recurrence (LeCun), which learns far sooner: under the
-#: paper's start the slow input is so small that what fast weights recall drowns it.
+#: "paper": every weight that is not recurrent from `fan_out_uniform`. "unit": embeddings N(0, 1)
+#: and LeCun normal, which keep a signal at unit size up to the recurrence. Retrieval is learnt many
+#: times sooner from it; docs/fast_weight_rnn.md has the numbers.
 Start = Literal["paper", "unit"]
 
 
