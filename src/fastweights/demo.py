@@ -131,7 +131,7 @@ def require_matplotlib() -> None:
         ConfigError: matplotlib is not installed.
     """
     try:
-        importlib.import_module("matplotlib.figure")
+        importlib.import_module("matplotlib")
     except ImportError as error:
         raise ConfigError(
             "the demo draws a picture and matplotlib is not installed",

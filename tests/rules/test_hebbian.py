@@ -143,9 +143,9 @@ def test_both_forms_agree_to_1e_6_in_float32(batch, length, hidden, steps):
     assert np.abs(ys[0]).max() > 0.5
 
 
-@pytest.mark.parametrize("steps,size,crossover", [(1, 40, 100), (3, 40, 60)])
+@pytest.mark.parametrize("steps,size,crossover", [(1, 40, 80), (2, 40, 60)])
 def test_auto_takes_attention_below_the_crossover(steps, size, crossover):
-    """T < (1 + 1.5/S) H by counting FLOPs: 2.5 H at S = 1, 1.5 H at S = 3."""
+    """T < (1 + 1/S) H by counting FLOPs: 2 H at S = 1, 1.5 H at S = 2."""
     rule = Hebbian(steps=steps)
     assert isinstance(rule.init(size, crossover - 1), History)
     assert isinstance(rule.init(size, crossover), Matrix)
