@@ -300,8 +300,8 @@ ax = fw.plot.learning_curves(ax, curves, chance=task.chance)
 # When the fall begins is a matter of luck. We tried seeds 1, 2 and 3 with this setting: the error
 # was first seen below 30 % after 600, 500 and 800 updates, and ended at 0.5 %, 1.0 % and 2.8 %.
 # In an earlier search two seeds of six were still at 30 and 41 % after 1000 updates. The curve of
-# the paper for 50 units, trained in its own way, has a plateau too and leaves it after some 50,000 updates
-# (figure 2).
+# the paper for 50 units, trained in its own way, has a plateau too and leaves it after some
+# 50,000 updates (figure 2).
 #
 # ## 4. Watch it being written
 #
