@@ -51,6 +51,7 @@ def test_a_value_of_the_wrong_type(capsys, tmp_path):
         (["--model.hidden", 0], "model.hidden is 0"),
         (["--model.rule.decay", 1.5], "model.rule.decay is 1.5"),
         (["--model.rule.steps", 0], "model.rule.steps is 0"),
+        (["--model.cell", "associative-lstm", "--model.hidden", 7], "even number"),
         (["--task.pairs", 27], "task.pairs is 27"),
         (["--train.batch", 0], "train.batch is 0"),
         (["--mesh.data", 3], "must divide evenly"),

@@ -6,19 +6,19 @@ import pytest
 from fastweights.models.glimpse_views import GLIMPSES, PIXELS, glimpses
 
 
-def one_by_one(image: np.ndarray) -> list[list[float]]:
+def one_by_one(image: np.ndarray, p: int = 7) -> list[list[float]]:
     """The glimpses of one image as lists, pixel by pixel, from the description in the paper."""
     views = []
-    for top, left in [(0, 0), (0, 14), (14, 0), (14, 14)]:
+    for top, left in [(0, 0), (0, 2 * p), (2 * p, 0), (2 * p, 2 * p)]:
         coarse = []
-        for i in range(7):
-            for j in range(7):
+        for i in range(p):
+            for j in range(p):
                 y, x = top + 2 * i, left + 2 * j
                 four = [image[y, x], image[y, x + 1], image[y + 1, x], image[y + 1, x + 1]]
                 coarse.append(sum(map(int, four)) / 4 / 255)
         views.append(coarse)
-        for y, x in [(top, left), (top, left + 7), (top + 7, left), (top + 7, left + 7)]:
-            views.append([int(image[y + i, x + j]) / 255 for i in range(7) for j in range(7)])
+        for y, x in [(top, left), (top, left + p), (top + p, left), (top + p, left + p)]:
+            views.append([int(image[y + i, x + j]) / 255 for i in range(p) for j in range(p)])
         views.append(coarse)
     return views
 
@@ -34,6 +34,17 @@ def test_equals_a_slow_loop(images):
     got = glimpses(images)
     assert isinstance(got, np.ndarray) and got.dtype == np.float32
     np.testing.assert_allclose(got, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("patch", [12, 3])
+def test_another_size_of_patch(patch):
+    """Faces: 48 x 48 in 24 patches of 12 x 12."""
+    images = np.random.default_rng(1).integers(0, 256, (2, 4 * patch, 4 * patch), np.uint8)
+    expected = np.array([one_by_one(image, patch) for image in images])
+    assert expected.shape == (2, 24, patch * patch)
+    np.testing.assert_allclose(glimpses(images, patch=patch), expected, rtol=1e-6)
+    with pytest.raises(AssertionError, match="28"):
+        glimpses(images)
 
 
 def test_the_image_can_be_put_together_again(images):

@@ -12,7 +12,7 @@ from fastweights.models.glimpse_views import glimpses
 from fastweights.models.retrieval import RetrievalModel, RetrievalNet
 from fastweights.rules import Hebbian
 
-CELLS = ["fast-weights", "irnn", "ln-rnn", "lstm"]
+CELLS = ["fast-weights", "irnn", "ln-rnn", "lstm", "associative-lstm"]
 
 
 def images(count=3):

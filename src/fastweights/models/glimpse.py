@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from fastweights.models.glimpse_views import GLIMPSES_PER_QUADRANT, PIXELS, glimpses
+from fastweights.models.glimpse_views import GLIMPSES_PER_QUADRANT, PATCH, glimpses
 from fastweights.nn import CellName, FastWeightCell, kernel_start, make_cell, unroll
 from fastweights.nn.recurrent import FastCarry
 from fastweights.rules import Hebbian
@@ -79,13 +79,14 @@ class TwoLevelReader(nnx.Module):
 
 
 class GlimpseNet(nnx.Module):
-    """Reads an image glimpse by glimpse, answers with one class."""
+    """Reads an image of 4 x 4 patches glimpse by glimpse, answers with one class."""
 
-    def __init__(self, config: GlimpseModel, classes: int, *, rngs: nnx.Rngs):
+    def __init__(self, config: GlimpseModel, classes: int, *, patch: int = PATCH, rngs: nnx.Rngs):
         def linear(features: int, out: int) -> nnx.Linear:
             return nnx.Linear(features, out, kernel_init=kernel_start("paper"), rngs=rngs)
 
-        self.embed = linear(PIXELS, config.embed)
+        self.patch = patch
+        self.embed = linear(patch * patch, config.embed)
         self.expand = linear(config.embed, config.expand)
         if config.cell == "fast-weights":
             self.reader = TwoLevelReader(config.expand, config.hidden, config.rule, rngs=rngs)
@@ -96,11 +97,11 @@ class GlimpseNet(nnx.Module):
         self.out = linear(config.head, classes)
 
     def activities(self, xs: Array) -> Array:
-        """Recurrent activity after each quadrant or glimpse: `[24, 49]` -> `[4 or 24, H]`."""
+        """Recurrent activity after each quadrant or glimpse: `[24, patch²]` -> `[4 or 24, H]`."""
         features = self.expand(jax.nn.relu(self.embed(xs)))
         return unroll(self.cell, features)[1] if self.reader is None else self.reader(features)
 
     def __call__(self, images: Array) -> Array:
-        """Logits: `[B, 28, 28]` uint8 -> `[B, classes]`."""
-        last = jax.vmap(self.activities)(glimpses(images))[:, -1]
+        """Logits: `[B, 4 patch, 4 patch]` uint8 -> `[B, classes]`."""
+        last = jax.vmap(self.activities)(glimpses(images, self.patch))[:, -1]
         return self.out(jax.nn.relu(self.head(last)))

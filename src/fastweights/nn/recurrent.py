@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from fastweights.nn.associative_lstm import AssociativeLSTM
 from fastweights.nn.initializers import Start, kernel_start, scaled_identity
 from fastweights.rules import Hebbian
 from fastweights.rules.hebbian import Matrix
@@ -22,7 +23,7 @@ MATRIX_BLOCK = 16
 #: fewest steps per block, and most blocks, with a history that grows; each block is compiled
 MIN_BLOCK, MAX_BLOCKS = 8, 6
 
-CellName = Literal["fast-weights", "irnn", "ln-rnn", "lstm"]
+CellName = Literal["fast-weights", "irnn", "ln-rnn", "lstm", "associative-lstm"]
 
 
 class Cell(Protocol):
@@ -210,15 +211,16 @@ def make_cell(
     *,
     start: Start = "paper",
     rngs: nnx.Rngs,
-) -> FastWeightCell | RNN | LSTM:
+) -> FastWeightCell | RNN | LSTM | AssociativeLSTM:
     """The recurrent cell a config names.
 
-    `rule` matters to "fast-weights" only; the LSTM keeps flax's own start.
+    `rule` matters to "fast-weights" only; the LSTMs keep their own start.
     """
-    makers: dict[str, Callable[[], FastWeightCell | RNN | LSTM]] = {
+    makers: dict[str, Callable[[], FastWeightCell | RNN | LSTM | AssociativeLSTM]] = {
         "fast-weights": lambda: FastWeightCell(features, hidden, rule, start=start, rngs=rngs),
         "irnn": lambda: RNN(features, hidden, start=start, rngs=rngs),
         "ln-rnn": lambda: RNN(features, hidden, norm=True, start=start, rngs=rngs),
         "lstm": lambda: LSTM(features, hidden, rngs=rngs),
+        "associative-lstm": lambda: AssociativeLSTM(features, hidden, rngs=rngs),
     }
     return makers[name]()

@@ -36,8 +36,8 @@ class Data:
 class Task(Protocol):
     """A task: hyper-parameters as fields of a frozen dataclass, and these methods."""
 
-    #: class of the model configs the task can build
-    model_config: ClassVar[type]
+    #: class, or classes, of the model configs the task can build
+    model_config: ClassVar[type | tuple[type, ...]]
     #: the score of the validation split by which the best checkpoint is chosen; less is better
     select_by: ClassVar[str]
 
@@ -73,6 +73,14 @@ def too_small(config: Any, names: tuple[str, ...]) -> list[str]:
         for name in names
         if getattr(config, name) < 1
     ]
+
+
+def cell_problems(config: Any) -> list[str]:
+    """What cannot work in a config with a recurrent cell: its name, sizes and rule together."""
+    found = rule_problems(config.rule)
+    if config.cell == "associative-lstm" and config.hidden % 2:
+        found.append(f"model.hidden is {config.hidden}; an associative LSTM needs an even number")
+    return found
 
 
 def rule_problems(rule: Any) -> list[str]:

@@ -12,7 +12,7 @@ from jax import Array
 
 from fastweights.models.retrieval import RetrievalModel, RetrievalNet
 from fastweights.tasks import retrieval_data
-from fastweights.tasks.base import Data, classification, rule_problems, too_small
+from fastweights.tasks.base import Data, cell_problems, classification, too_small
 from fastweights.tasks.retrieval_strings import VOCABULARY, chance_error
 
 DIGITS = 10
@@ -25,11 +25,11 @@ class Retrieval:
     pairs: int = 4
 
     select_by: ClassVar[str] = "error"
-    model_config: ClassVar[type] = RetrievalModel
+    model_config: ClassVar[type | tuple[type, ...]] = RetrievalModel
 
     def problems(self, model: RetrievalModel) -> list[str]:
         """See `Task.problems`."""
-        found = too_small(model, ("hidden", "embed", "expand", "head")) + rule_problems(model.rule)
+        found = too_small(model, ("hidden", "embed", "expand", "head")) + cell_problems(model)
         if not 1 <= self.pairs <= 26:
             found.append(f"task.pairs is {self.pairs}; it must be from 1 to 26, one letter each")
         return found

@@ -7,9 +7,11 @@ import typing
 from typing import Any, Literal
 
 from fastweights.errors import ConfigError
+from fastweights.models.convnet import ConvNetModel
 from fastweights.models.glimpse import GlimpseModel
 from fastweights.models.retrieval import RetrievalModel
 from fastweights.tasks.base import Data, Task
+from fastweights.tasks.faces import Faces
 from fastweights.tasks.glimpses import Glimpses
 from fastweights.tasks.retrieval import Retrieval
 
@@ -71,8 +73,8 @@ class Mesh:
 class Config:
     """Everything that decides what a run does."""
 
-    task: Retrieval | Glimpses
-    model: RetrievalModel | GlimpseModel
+    task: Retrieval | Glimpses | Faces
+    model: RetrievalModel | GlimpseModel | ConvNetModel
     optim: Optim = Optim()
     train: Train = Train()
     mesh: Mesh = Mesh()
@@ -101,9 +103,10 @@ def check(config: Config) -> None:
     """
     task = typing.cast(Task, config.task)
     if not isinstance(config.model, task.model_config):
+        kinds = task.model_config if isinstance(task.model_config, tuple) else (task.model_config,)
+        names = " or ".join(f"{kind.__name__}(...)" for kind in kinds)
         raise ConfigError(
-            f"task {type(task).__name__} needs model = {task.model_config.__name__}(...), "
-            f"not {type(config.model).__name__}",
+            f"task {type(task).__name__} needs model = {names}, not {type(config.model).__name__}",
             where="model",
         )
     found = list(task.problems(config.model))
