@@ -8,6 +8,10 @@ Submodules are loaded when they are first used, so that importing the package co
 
 import importlib
 from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fastweights import models, nn, plot, rules, tasks, testing, train
 
 __version__ = "0.1.0"
 
