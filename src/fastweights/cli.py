@@ -5,6 +5,7 @@ ends in a short message on standard error and the exit code of its kind; see `er
 """
 
 import dataclasses
+import importlib
 import importlib.util
 import json
 import sys
@@ -21,7 +22,8 @@ usage: fastweights VERB ...
                             train, or go on with the run in DIR (train CONFIG --help: fields)
   eval --run-dir DIR        scores of a run's best checkpoint on the test split
   ckpt ls|verify DIR        the checkpoints of a run; whether every byte is still what was saved
-  demo                      a net with fast weights beside one without, in about a minute
+  demo [--task catch]       a net with fast weights beside one without, in about a minute;
+                            or train a player of Catch and watch it
   env [--json]              versions and devices, for a bug report
 """
 
@@ -75,6 +77,7 @@ def load_config(path: str) -> Any:
         ConfigError: there is no such file, it fails, or it defines no config.
     """
     from fastweights.train import Config
+    from fastweights.train.agent import AgentConfig
 
     file = Path(path)
     if not file.is_file():
@@ -95,7 +98,7 @@ def load_config(path: str) -> Any:
         raise ConfigError(
             f"this config file fails: {type(error).__name__}: {error}", where=path, next="mend it"
         ) from error
-    if not isinstance(getattr(module, "config", None), Config):
+    if not isinstance(getattr(module, "config", None), Config | AgentConfig):
         raise ConfigError(
             "this config file defines no `config`",
             where=path,
@@ -115,17 +118,22 @@ def train(arguments: list[str]) -> None:
 
     import tyro
 
-    from fastweights import train as training
+    from fastweights.train import train as train_network
+    from fastweights.train.agent import AgentConfig, train_agent
 
-    @dataclasses.dataclass(frozen=True)
-    class Arguments:
-        config: Annotated[training.Config, tyro.conf.arg(name="")]
-        run_dir: Annotated[Path, tyro.conf.arg(help="directory of the run; made, or gone on with")]
-        quiet: Annotated[bool, tyro.conf.arg(help="show no progress")] = False
+    kind: Any = type(config)
+    start: Any = train_agent if kind is AgentConfig else train_network
 
+    flag = tyro.conf.arg
+    fields = [
+        ("config", Annotated[kind, flag(name="")]),
+        ("run_dir", Annotated[Path, flag(help="directory of the run; made, or gone on with")]),
+        ("quiet", Annotated[bool, flag(help="show no progress")], False),
+    ]
+    Arguments: Any = dataclasses.make_dataclass("Arguments", fields, frozen=True)
     default = Arguments(config, tyro.MISSING)
     given = parse(Arguments, arguments[1:], f"fastweights train {arguments[0]}", default)
-    result = training.train(given.config, given.run_dir, quiet=given.quiet)
+    result = start(given.config, given.run_dir, quiet=given.quiet)
     print(json.dumps({"run_dir": str(result.run_dir), **final_scores(result.history)}))
 
 
@@ -160,8 +168,13 @@ def evaluate(arguments: list[str]) -> None:
                 f"--{name} is one of {', '.join(known)}, not {value!r}{nearest(value, known)}"
             )
     from fastweights.train import evaluate_run
+    from fastweights.train.agent import evaluate_agent, is_agent
 
-    print(json.dumps(evaluate_run(given.run_dir, given.split, given.which)))
+    if is_agent(given.run_dir):
+        scores = evaluate_agent(given.run_dir, given.which)
+    else:
+        scores = evaluate_run(given.run_dir, given.split, given.which)
+    print(json.dumps(scores))
 
 
 def ckpt(arguments: list[str]) -> None:
@@ -175,10 +188,18 @@ def ckpt(arguments: list[str]) -> None:
 
 
 def demo(arguments: list[str]) -> None:
-    """`demo`: see `fastweights.demo`."""
-    from fastweights import demo as demonstration
-
-    demonstration.main(parse(demonstration.Arguments, arguments, "fastweights demo"))
+    """`demo [--task NAME]`: see `fastweights.demo` and `fastweights.demo_catch`."""
+    modules = {"retrieval": "fastweights.demo", "catch": "fastweights.demo_catch"}
+    name, rest = "retrieval", arguments
+    if arguments[:1] == ["--task"]:
+        name, rest = (arguments[1:2] or [""])[0], arguments[2:]
+    if name not in modules:
+        raise ConfigError(
+            f"no demo of {name!r}{nearest(name, modules)}",
+            next=f"fastweights demo --task {' or '.join(modules)}",
+        )
+    demonstration = importlib.import_module(modules[name])
+    demonstration.main(parse(demonstration.Arguments, rest, f"fastweights demo --task {name}"))
 
 
 def env(arguments: list[str]) -> None:

@@ -9,6 +9,7 @@ from support import ROOT
 
 from fastweights.errors import ConfigError
 from fastweights.rules import Form
+from fastweights.train.agent import AgentConfig, check_agent
 from fastweights.train.config import Config, check, differences, from_json, to_json
 from fastweights.train.optim import learning_rate
 
@@ -26,8 +27,9 @@ def load(path):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_every_config_runs_back_and_forth_through_json(path):
     module = load(path)
-    check(module.config)
-    assert from_json(to_json(module.config)) == module.config
+    kind = type(module.config)
+    (check_agent if kind is AgentConfig else check)(module.config)
+    assert from_json(to_json(module.config), kind) == module.config
     assert f"fastweights train configs/{path.name}" in (module.__doc__ or "")
 
 

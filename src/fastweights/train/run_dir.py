@@ -38,8 +38,8 @@ def _git_revision() -> str | None:
         return None
 
 
-def open_run(path: Path, config: Config) -> Path:
-    """Make a run directory for a config, or check that an old one belongs to it.
+def open_run(path: Path, config: Any) -> Path:
+    """Make a run directory for a config (a dataclass), or check that an old one belongs to it.
 
     The config is written once, at the start; what a resume may change (lengths and rhythms) is
     updated. Every start appends its versions to `starts.jsonl`.

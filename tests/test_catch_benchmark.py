@@ -1,0 +1,68 @@
+"""The learning curves' arithmetic, and that finished runs are not run again."""
+
+import importlib
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def catch(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    yield importlib.import_module("catch")
+    for name in ("catch", "harness"):
+        sys.modules.pop(name, None)
+
+
+def test_games_to_a_level_are_those_of_a_window(catch):
+    """Means of two: 0.4, 0.4, 0.65, 0.95; a single lucky point is not enough."""
+    curve = [(10, 0.9), (20, -0.1), (30, 0.9), (40, 0.4), (50, 1.5)]
+    assert catch.games_to(curve, 0.5, window=20) == 40
+    assert catch.games_to(curve, 0.9, window=20) == 50
+    assert catch.games_to(curve, 0.96, window=20) is None
+    assert catch.games_to(curve, 0.9, window=1) == 10
+
+
+def test_runs_that_never_got_there_are_counted(catch):
+    assert catch.spread([20_000, None, 10_000]) == "15k (10-20), 1 never"
+    assert catch.spread([None]) == "never"
+
+
+def test_arms_differ_in_cell_and_learning_rate_only(catch):
+    from fastweights.train.config import differences, to_json
+
+    one, other = (
+        to_json(catch.config_of(a, catch.CHOSEN[16][a], 16, 20, 0)) for a in list(catch.ARMS)[:2]
+    )
+    assert set(differences(one, other)) == {"model.cell", "optim.lr"}
+    assert all(lr in catch.GRID[arm] for by in catch.CHOSEN.values() for arm, lr in by.items())
+
+
+def test_the_configs_are_the_arm_of_the_figure(catch):
+    for size in (16, 24):
+        spec = importlib.util.spec_from_file_location("c", ROOT / f"configs/catch_{size}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        arm = "RNN + fast weights"
+        expected = catch.config_of(arm, catch.CHOSEN[size][arm], size, module.config.train.steps, 0)
+        assert module.config.model == expected.model and module.config.task == expected.task
+        assert module.config.learn == expected.learn
+        assert module.config.optim.lr == expected.optim.lr
+
+
+def test_a_finished_run_is_not_run_again(catch, tmp_path, capsys):
+    options = catch.Options(
+        quick=True, updates=40, arms=("RNN",), out=tmp_path / "c.json", runs=tmp_path / "runs"
+    )
+    catch.main(options)
+    first = json.loads((tmp_path / "c.json").read_text())
+    assert len(first["runs"]) == 1 and first["runs"][0]["games"] == 40 * 128
+    assert len(first["runs"][0]["curve"]) == 2 and first["chance"] == -0.5
+    catch.main(options)
+    assert json.loads((tmp_path / "c.json").read_text()) == first
+    assert capsys.readouterr().out.count("seed 0: games") == 1
