@@ -61,7 +61,7 @@ def arguments_of(config, prepared):
     return [f"configs/{config}.py", "--data.dir", folder, "--train.batch", 64, *rhythm]
 
 
-@pytest.mark.parametrize("config", ["retrieval", "glimpses"])
+@pytest.mark.parametrize("config", ["retrieval", "glimpses", "glimpses_convnet"])
 def test_resume_in_a_new_process_is_exact(config, prepared, tmp_path):
     """6 updates are, bit for bit, 3 updates, a new process and 3 more."""
     common = ["train", *arguments_of(config, prepared)]
