@@ -152,6 +152,9 @@ def test_a_directory_that_is_something_else(capsys, tmp_path, data):
 
 
 def test_a_truncated_config_of_a_run(capsys, tmp_path, data):
+    (tmp_path / "config.json").write_text("[]")
+    code, _, err = run(capsys, "eval", "--run-dir", tmp_path)
+    assert code == 2 and "cannot make" in err
     (tmp_path / "config.json").write_text('{"type": "Conf')
     for command in (["eval"], ["train", "configs/retrieval.py", "--data.dir", data]):
         code, _, err = run(capsys, *command, "--run-dir", tmp_path)

@@ -167,7 +167,8 @@ def check_rhythm(start: int, plan: Train, directory: Path) -> None:
 def is_agent(run_dir: Path) -> bool:
     """Whether a directory holds a run of `train_agent`."""
     file = run_dir / "config.json"
-    return file.exists() and runs.load_json(file).get("type") == AgentConfig.__name__
+    data = runs.load_json(file) if file.exists() else None
+    return isinstance(data, dict) and data.get("type") == AgentConfig.__name__
 
 
 def evaluate_agent(run_dir: Path, which: str = "best") -> dict[str, Any]:

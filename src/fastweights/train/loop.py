@@ -88,16 +88,12 @@ def train(config: Config, run_dir: str | Path, *, quiet: bool = False) -> Result
             evaluate_table, make_eval_step(config.task), mesh=mesh, batch=plan.batch
         )
         metrics = Metrics(directory, start, plan.tensorboard)
-        scored: tuple[int, float | None] = (
-            start,
-            None,
-        )  # step and score of the last evaluation
-        saved = start if restored is not None else -1
+        # step and score of the last evaluation
+        scored: tuple[int, float | None] = (start, None)
 
-        def save(step: int) -> int:
+        def save(step: int) -> None:
             score = scored[1] if scored[0] == step else None
             checkpoints.save(step, state, batches, score=score, extra={"data": data})
-            return step
 
         pending: list[dict[str, Any]] = []
         try:
@@ -128,7 +124,7 @@ def train(config: Config, run_dir: str | Path, *, quiet: bool = False) -> Result
                         + ", ".join(f"{k} {v:.4f}" for k, v in result.items())
                     )
                 if step % plan.checkpoint_every == 0 or last or stop.name:
-                    saved = save(step)
+                    save(step)
                 if stop.name and not last:
                     checkpoints.wait()
                     raise Preempted(
@@ -136,8 +132,6 @@ def train(config: Config, run_dir: str | Path, *, quiet: bool = False) -> Result
                         where=directory,
                         next="run the same command again to go on",
                     )
-            if saved != plan.steps and start < plan.steps:
-                save(plan.steps)
             checkpoints.wait()
         except OSError as error:
             raise runs.cannot_write(directory, error) from error
