@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from fastweights.rules import RULES, Form, Hebbian, Rule, scan
+from fastweights.rules import RULES, Form, Hebbian, InPlace, Rule, scan
 from fastweights.testing import CLAUSES, RuleContractError, check_rule
 
 VARIANTS = [
@@ -15,6 +15,8 @@ VARIANTS = [
     Hebbian(form=Form.ATTENTION, steps=3),
     Hebbian(form=Form.MATRIX, steps=2, decay=1.0, lr=3.0),
     Hebbian(form=Form.ATTENTION, decay=0.0),
+    InPlace(lr=0.5, chunk_size=5),
+    InPlace(lr=0.5, chunk_size=3, clip=0.4, clip_relative=True),
 ]
 
 

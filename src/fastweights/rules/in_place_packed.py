@@ -1,0 +1,164 @@
+"""In-Place TTT over a row of several documents, each with fast weights of its own.
+
+The row is cut in the same chunks whatever lies in it. At the border of two chunks at most one
+document goes on, so one matrix is carried: it belongs to the document of the last token so far, the
+owner. Tokens of the owner read it, all others read the weights a document starts from, and a chunk
+that ends in another document than its owner starts that document's matrix.
+
+Forgetting cannot be walked back, so the backward pass goes over the row twice: forwards for the
+fast weights that the gradient to Z needs, then backwards for the gradient to them.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from fastweights.rules.in_place import clip_norm
+from fastweights.rules.in_place_chunk import (
+    Plan,
+    clipped,
+    contract,
+    deltas,
+    over_chunks,
+    piece,
+    put,
+    read,
+    writes,
+)
+
+
+class Layout(NamedTuple):
+    """Who owns what in a row; n chunks."""
+
+    reads: Array  # [T, 1] bool, the token reads the carried matrix
+    stores: Array  # [T, 1] bool, the token is of the document that its chunk ends in
+    goes_on: Array  # [n] bool, the chunk ends in the document that it began with
+
+
+def layout(segments: Array, chunk: int) -> Layout:
+    """`[T]` document numbers, 0 for padding, to what each token and chunk does.
+
+    The matrix a row starts with belongs to the first document.
+    """
+    length = len(segments)
+    chunks = -(-length // chunk)
+    place = jnp.arange(length)
+    valid = segments > 0
+    newest = lax.cummax(jnp.where(valid, place, -1))
+    ends = jnp.minimum((jnp.arange(chunks) + 1) * chunk, length) - 1
+    first = segments[jnp.argmax(valid)]
+    last = jnp.where(newest[ends] < 0, first, segments[jnp.maximum(newest[ends], 0)])
+    owner = jnp.concatenate([first[None], last[:-1]])
+    of = lambda document: (valid & (segments == document[place // chunk]))[:, None]
+    return Layout(of(owner), of(last), owner == last)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def packed_scan(
+    plan: Plan,
+    w0: Array,
+    start: Array,
+    limit: Array | None,
+    z: Array,
+    v: Array,
+    segments: Array,
+) -> tuple[Array, Array | None]:
+    """`chunk_scan` with `segments`: outputs `[T, d]` and the last document's weights."""
+    return _forward(plan, w0, start, limit, z, v, segments)[0]
+
+
+def _chunk(plan: Plan, at: Layout, i, z, v):
+    """Rows of chunk i, with 0 for what it does not store."""
+    zi, vi = piece(z, i, plan.chunk), piece(v, i, plan.chunk)
+    return zi, jnp.where(piece(at.stores, i, plan.chunk), vi, 0)
+
+
+def _write(weights, w0, goes_on, delta):
+    return jnp.where(goes_on, weights, w0.astype(weights.dtype)) + delta
+
+
+def _forward(plan, w0, start, limit, z, v, segments):
+    at = layout(segments, plan.chunk)
+    count = writes(len(z), plan.chunk)
+    last = count * plan.chunk
+
+    def body(carry, i):
+        weights, y = carry
+        zi, vi = _chunk(plan, at, i, z, v)
+        y = put(y, read(weights, zi), i * plan.chunk)
+        delta = clip_norm(deltas(zi, vi, plan.lr), limit)
+        return _write(weights, w0, at.goes_on[i], delta), y
+
+    y = jnp.zeros((len(z), v.shape[1]), z.dtype)
+    weights, y = over_chunks(body, (start, y), count)
+    y = put(y, read(weights, z[last:]), last)
+    y = jnp.where(at.reads, y, read(w0, z))
+    final = None
+    if plan.final:
+        final = weights
+        if len(z) - last == plan.chunk:
+            zl, vl = _chunk(plan, at, count, z, v)
+            delta = clip_norm(deltas(zl, vl, plan.lr), limit)
+            final = _write(weights, w0, at.goes_on[count], delta)
+    return (y, final), (w0, start, limit, z, v, segments)
+
+
+def _backward(plan, saved, cotangents):
+    w0, start, limit, z, v, segments = saved
+    dy, d_final = cotangents
+    at = layout(segments, plan.chunk)
+    count = writes(len(z), plan.chunk)
+    last = count * plan.chunk
+    fresh = jnp.where(at.reads, 0, dy)  # what was read from w0
+    dy = jnp.where(at.reads, dy, 0)
+
+    def forwards(carry, i):
+        weights, dz = carry
+        zi, vi = _chunk(plan, at, i, z, v)
+        row = i * plan.chunk
+        dz = put(
+            dz, piece(dz, i, plan.chunk) + contract(piece(dy, i, plan.chunk), weights, (1, 0)), row
+        )
+        delta = clip_norm(deltas(zi, vi, plan.lr), limit)
+        return _write(weights, w0, at.goes_on[i], delta), dz
+
+    dz = contract(fresh, w0, (1, 0), z.dtype)
+    weights, dz = over_chunks(forwards, (start, dz), count)
+    dz = put(dz, dz[last:] + contract(dy[last:], weights, (1, 0)), last)
+
+    def unwrite(carry, i):
+        """Back through the write of chunk i: `grad` is the gradient to the weights after it."""
+        grad, d_w0, d_limit, dz, dv = carry
+        zi, vi = _chunk(plan, at, i, z, v)
+        d_delta = grad
+        if limit is not None:
+            d_delta, more = clipped(deltas(zi, vi, plan.lr), limit)[1](grad)
+            d_limit = more + d_limit
+        row = i * plan.chunk
+        dz = put(dz, piece(dz, i, plan.chunk) + plan.lr * contract(vi, d_delta, (1, 0)), row)
+        dv_i = plan.lr * contract(zi, d_delta, (1, 1))
+        dv = put(dv, jnp.where(piece(at.stores, i, plan.chunk), dv_i, 0), row)
+        goes_on = at.goes_on[i]
+        return jnp.where(goes_on, grad, 0), d_w0 + jnp.where(goes_on, 0, grad), d_limit, dz, dv
+
+    def backwards(carry, i):
+        grad, *rest = unwrite(carry, i)
+        zi, di = piece(z, i, plan.chunk), piece(dy, i, plan.chunk)
+        return grad + contract(di, zi, (0, 0)), *rest
+
+    grad = jnp.zeros_like(start) if d_final is None else d_final
+    d_w0 = contract(fresh, z, (0, 0)).astype(start.dtype)
+    d_limit = None if limit is None else jnp.zeros_like(limit)
+    carry = (grad, d_w0, d_limit, dz, jnp.zeros_like(v))
+    if plan.final and len(z) - last == plan.chunk:
+        carry = unwrite(carry, count)
+    grad, *rest = carry
+    carry = (grad + contract(dy[last:], z[last:], (0, 0)), *rest)
+    grad, d_w0, d_limit, dz, dv = over_chunks(backwards, carry, count, reverse=True)
+    return jnp.asarray(d_w0, w0.dtype), grad, d_limit, dz, dv, None
+
+
+packed_scan.defvjp(_forward, _backward)

@@ -1,0 +1,151 @@
+"""In-Place TTT over a whole sequence: a scan over chunks that carries one matrix.
+
+What a chunk writes does not depend on the fast weights, so the backward pass can walk them back: it
+subtracts what each chunk wrote. With G the gradient to the weights after chunk i, and dY to what
+the chunk read, it goes from the last chunk to the first:
+
+    W   <- W - η Vᵀ Z              what this chunk read
+    dZ   = dY W + η V G            dV = η Z Gᵀ
+    G   <- G + dYᵀ Z               at the first chunk: the gradient to the weights at the start
+
+It saves one matrix, not one per chunk. Packed rows forget at document borders, which cannot be
+walked back: in_place_packed.py. Both write their results into one array inside the loop, because
+stacking and joining pieces would copy arrays of the size of Z.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from fastweights.rules.base import sequence_length
+from fastweights.rules.in_place import clip_norm, write_limit
+from fastweights.rules.in_place_chunk import (
+    Plan,
+    clipped,
+    contract,
+    deltas,
+    over_chunks,
+    piece,
+    put,
+    read,
+    writes,
+)
+from fastweights.rules.in_place_packed import packed_scan
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _scan(plan: Plan, start: Array, limit: Array | None, z: Array, v: Array):
+    return _forward(plan, start, limit, z, v)[0]
+
+
+def _forward(plan, start, limit, z, v):
+    count = writes(len(z), plan.chunk)
+    last = count * plan.chunk
+
+    def body(carry, i):
+        weights, y = carry
+        zi, vi = piece(z, i, plan.chunk), piece(v, i, plan.chunk)
+        y = put(y, read(weights, zi), i * plan.chunk)
+        return weights + clip_norm(deltas(zi, vi, plan.lr), limit), y
+
+    y = jnp.zeros((len(z), v.shape[1]), z.dtype)
+    weights, y = over_chunks(body, (start, y), count)
+    y = put(y, read(weights, z[last:]), last)
+    final = None
+    if plan.final:
+        full = len(z) - last == plan.chunk
+        final = weights + clip_norm(deltas(z[last:], v[last:], plan.lr), limit) if full else weights
+    return (y, final), (weights, limit, z, v)
+
+
+def _backward(plan, saved, cotangents):
+    weights, limit, z, v = saved
+    dy, d_final = cotangents
+    count = writes(len(z), plan.chunk)
+    last = count * plan.chunk
+    zl, vl, dl = z[last:], v[last:], dy[last:]
+    grad = jnp.zeros_like(weights) if d_final is None else d_final
+    d_limit = None if limit is None else jnp.zeros_like(limit)
+    dz, dv = jnp.zeros_like(z), jnp.zeros_like(v)
+    dz_last = contract(dl, weights, (1, 0))
+    if plan.final and len(zl) == plan.chunk:
+        d_delta, d_limit = clipped(deltas(zl, vl, plan.lr), limit)[1](grad)
+        dz_last += plan.lr * contract(vl, d_delta, (1, 0))
+        dv = put(dv, plan.lr * contract(zl, d_delta, (1, 1)), last)
+    dz = put(dz, dz_last, last)
+    grad = grad + contract(dl, zl, (0, 0))
+
+    def body(carry, i):
+        weights, grad, d_limit, dz, dv = carry
+        zi, vi, di = (piece(x, i, plan.chunk) for x in (z, v, dy))
+        delta, pull = clipped(deltas(zi, vi, plan.lr), limit)
+        weights = weights - delta
+        d_delta, more = pull(grad)
+        dz_i = contract(di, weights, (1, 0)) + plan.lr * contract(vi, d_delta, (1, 0))
+        dz = put(dz, dz_i, i * plan.chunk)
+        dv = put(dv, plan.lr * contract(zi, d_delta, (1, 1)), i * plan.chunk)
+        d_limit = None if d_limit is None else d_limit + more
+        return weights, grad + contract(di, zi, (0, 0)), d_limit, dz, dv
+
+    carry = (weights, grad, d_limit, dz, dv)
+    _, grad, d_limit, dz, dv = over_chunks(body, carry, count, reverse=True)
+    return grad, d_limit, dz, dv
+
+
+_scan.defvjp(_forward, _backward)
+
+
+def chunk_scan(
+    w0: Array,
+    z: Array,
+    v: Array,
+    *,
+    chunk: int,
+    lr: float,
+    clip: float | None = None,
+    clip_relative: bool = False,
+    clip_after_lr: bool = True,
+    segments: Array | None = None,
+    start: Array | None = None,
+    final: bool = True,
+) -> tuple[Array, Array | None]:
+    """In-Place TTT on one sequence: every chunk of `chunk` tokens is read, then written.
+
+    Products are taken in the dtype of `z` and `v` and summed in float32, the dtype of the fast
+    weights. Cost: 2 products of the size of Z W0ᵀ forward and 5 backward (a plain layer: 1 and 2);
+    with `segments` 3 and 7. Memory does not grow with the number of chunks.
+
+    Args:
+        w0: `[d, f]`, the weights a document starts from.
+        z: `[T, f]` keys and queries.
+        v: `[T, d]` values.
+        chunk: tokens C per write, counted from the start of the sequence.
+        lr: η.
+        clip: largest norm τ of one chunk's write, see `write_limit`; None for no limit.
+        clip_relative: τ is in units of the norm of `w0`.
+        clip_after_lr: τ limits η Σ v zᵀ; otherwise it limits Σ v zᵀ.
+        segments: `[T]` int, documents 1, 2, ... that each lie in one piece, and 0 for padding.
+            A token reads what earlier chunks wrote of its own document; padding reads `w0` and
+            writes nothing. None: one document.
+        start: `[d, f]` float32, the state to go on from, of the first document; `w0` by default.
+        final: is the state at the end wanted; False saves the last write.
+
+    Returns:
+        `[T, d]` outputs, and the fast weights `[d, f]` float32 after the last complete chunk (of
+        the last document), to start the next piece of the sequence from; None without `final`.
+
+    Raises:
+        ValueError: `chunk` is not positive, or `z` and `v` differ in length.
+    """
+    if chunk < 1:
+        raise ValueError(f"chunk must be at least 1, got {chunk}")
+    sequence_length((z, v))
+    limit = write_limit(w0, lr, clip, relative=clip_relative, after_lr=clip_after_lr)
+    state_dtype = jnp.promote_types(w0.dtype, jnp.float32)
+    state = w0.astype(state_dtype) if start is None else start.astype(state_dtype)
+    plan = Plan(chunk, lr, final)
+    if segments is None:
+        return _scan(plan, state, limit, z, v)
+    return packed_scan(plan, w0, state, limit, z, v, segments)

@@ -1,0 +1,291 @@
+"""In-Place TTT: its forms against each other, a NumPy loop, and the gradient of the inner loss."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tolerances import assert_close
+
+from fastweights.rules import InPlace, chunk_scan, run, scan
+from fastweights.rules.in_place import Token, attention, inner_loss
+
+D, F = 3, 5
+
+
+def problem(seed, length):
+    """Slow weights, a state to start from, keys, values, and cotangents of outputs and state."""
+    rng = np.random.default_rng(seed)
+    w0, start = rng.normal(size=(2, D, F))
+    z, v = rng.normal(size=(length, F)), rng.normal(size=(length, D))
+    return (w0, start, z, v), (rng.normal(size=(length, D)), rng.normal(size=(D, F)))
+
+
+def shortened(delta, limit):
+    norm = np.sqrt((delta**2).sum())
+    return delta * min(1.0, limit / norm) if norm > 0 else delta
+
+
+def loop(w0, start, z, v, *, chunk, lr, segments, limit=np.inf):
+    """The definition, a token at a time: what it reads was written by earlier chunks of its own."""
+    ids = np.ones(len(z), int) if segments is None else np.asarray(segments)
+    documents = [i for i in ids if i > 0]
+
+    def weights(document, chunks):
+        W = start if document == documents[0] else w0
+        for j in range(chunks):
+            own = [s for s in range(j * chunk, j * chunk + chunk) if ids[s] == document]
+            W = W + shortened(lr * sum((np.outer(v[s], z[s]) for s in own), 0 * w0), limit)
+        return W
+
+    y = [weights(i, t // chunk) @ z[t] if i else w0 @ z[t] for t, i in enumerate(ids)]
+    return np.array(y), weights(documents[-1], len(z) // chunk)
+
+
+def by_gradient(w0, start, z, v, *, chunk, lr, segments, limit=None):
+    """Each document's chunks in turn, each write a gradient step on the inner loss."""
+    ids = np.ones(len(z), int) if segments is None else np.asarray(segments)
+    documents = list(dict.fromkeys(i for i in ids.tolist() if i > 0))
+    y, W = jnp.where((ids == 0)[:, None], z @ w0.T, 0), start
+    for document in documents:
+        W = start if document == documents[0] else w0
+        for first in range(0, len(z), chunk):
+            rows = [s for s in range(first, min(first + chunk, len(z))) if ids[s] == document]
+            if not rows:
+                continue
+            rows = np.array(rows)
+            y = y.at[rows].set(z[rows] @ W.T)
+            if first + chunk <= len(z):
+                step = -lr * jax.grad(inner_loss)(W, z[rows], v[rows])
+                norm = jnp.sqrt(jnp.sum(step**2))
+                W = W + (step if limit is None else step * jnp.minimum(1.0, limit / norm))
+    return y, W
+
+
+def one_document(length):
+    return None
+
+
+def two(length):
+    """The border is inside a chunk for most chunk sizes."""
+    return jnp.asarray([4] * (length // 2 + 1) + [9] * (length - length // 2 - 1))
+
+
+def many(length):
+    """A short document in the middle of a chunk, padding before, between and after."""
+    ids = [0] + [1] * (length // 3) + [2, 2, 0, 3] + [5] * length
+    return jnp.asarray([*ids[: length - 2], 0, 0])
+
+
+CASES = [  # length, chunk, documents, clip, seed
+    (1, 4, one_document, {}, 0),
+    (13, 4, one_document, {}, 1),
+    (12, 4, one_document, {}, 2),
+    (7, 1, one_document, {}, 3),
+    (8, 8, one_document, {}, 4),
+    (13, 4, one_document, {"clip": 0.7}, 5),
+    (12, 4, one_document, {"clip": 0.9, "clip_relative": True}, 6),
+    (13, 4, two, {}, 7),
+    (20, 4, many, {}, 8),
+    (19, 5, many, {}, 9),
+    (9, 9, two, {}, 10),
+    (16, 3, many, {"clip": 0.3, "clip_relative": True}, 11),
+    (15, 5, two, {"clip": 0.8, "clip_after_lr": False}, 12),
+]
+LR = 0.4
+
+
+def limit_of(w0, clip=np.inf, clip_relative=False, clip_after_lr=True):
+    xp = np if isinstance(w0, np.ndarray) else jnp
+    return clip * (xp.sqrt(xp.sum(w0**2)) if clip_relative else 1.0) * (1 if clip_after_lr else LR)
+
+
+def outcome(form, inputs, cotangents):
+    """Outputs, final state, and the gradients of their inner product with `cotangents`."""
+    cotangents = [jnp.asarray(c) for c in cotangents]
+
+    def value(*inputs):
+        y, final = form(*inputs)
+        return jnp.sum(y * cotangents[0]) + jnp.sum(final * cotangents[1]), (y, final)
+
+    derive = jax.jit(jax.value_and_grad(value, argnums=(0, 1, 2, 3), has_aux=True))
+    (_, (y, final)), grads = derive(*map(jnp.asarray, inputs))
+    return {"y": y, "final": final} | dict(zip(("dw0", "dstart", "dz", "dv"), grads, strict=True))
+
+
+@pytest.mark.parametrize("length,chunk,documents,clip,seed", CASES)
+def test_chunk_scan_is_the_definition_in_float64(length, chunk, documents, clip, seed):
+    """Outputs, final state and every gradient: a NumPy loop, its slope, and autodiff's loss."""
+    inputs, cotangents = problem(seed, length)
+    segments = documents(length)
+    how = {"chunk": chunk, "lr": LR, "segments": segments}
+    with jax.enable_x64(True):
+        ours = outcome(
+            lambda w0, start, z, v: chunk_scan(w0, z, v, start=start, **how, **clip),
+            inputs,
+            cotangents,
+        )
+        theirs = outcome(
+            lambda w0, *rest: by_gradient(
+                w0, *rest, **how, limit=limit_of(w0, **clip) if clip else None
+            ),
+            inputs,
+            cotangents,
+        )
+    plain = lambda w0, *rest: loop(w0, *rest, **how, limit=limit_of(w0, **clip))
+    y, final = plain(*inputs)
+    assert_close(ours["y"], y, "float64", "y")
+    assert_close(ours["final"], final, "float64", "final")
+    for name in ours:
+        assert_close(ours[name], theirs[name], "float64", name)
+    # the same gradients as the slope of the NumPy loop
+    for i, name in enumerate(("dw0", "dstart", "dz", "dv")):
+        direction = np.random.default_rng(seed).normal(size=inputs[i].shape)
+        ends = []
+        for sign in (1, -1):
+            moved = [x + sign * 1e-6 * direction if k == i else x for k, x in enumerate(inputs)]
+            ends.append(sum(np.sum(a * c) for a, c in zip(plain(*moved), cotangents, strict=True)))
+        slope = (ends[0] - ends[1]) / 2e-6
+        assert slope == pytest.approx(
+            np.sum(np.asarray(ours[name]) * direction), rel=1e-6, abs=1e-7
+        )
+
+
+def test_the_clipped_cases_clip():
+    """A case whose writes were all short, or all long, would show nothing."""
+    for length, chunk, documents, clip, seed in CASES:
+        if clip:
+            (w0, start, z, v), _ = problem(seed, length)
+            how = {"chunk": chunk, "lr": LR, "segments": documents(length)}
+            free, _ = loop(w0, start, z, v, **how)
+            clipped, _ = loop(w0, start, z, v, **how, limit=limit_of(w0, **clip))
+            assert np.abs(free - clipped).max() > 0.1
+
+
+@pytest.mark.parametrize("seed,length,chunk", [(0, 13, 4), (1, 12, 4), (2, 3, 5)])
+def test_attention_form_is_the_scan(seed, length, chunk):
+    """Outputs and every gradient, in float64."""
+    (w0, _, z, v), (dy, _) = problem(seed, length)
+    with jax.enable_x64(True):
+        results = []
+        for form in (lambda *a, **k: chunk_scan(*a, **k, final=False)[0], attention):
+            value = lambda w0, z, v, form=form: jnp.sum(dy * form(w0, z, v, chunk=chunk, lr=LR))
+            results.append(
+                jax.value_and_grad(value, argnums=(0, 1, 2))(*map(jnp.asarray, (w0, z, v)))
+            )
+        jax.tree.map(lambda a, b: assert_close(a, b, "float64"), *results)
+
+
+@pytest.mark.parametrize("clip", [{}, {"clip": 0.5}, {"clip": 0.1, "clip_relative": True}])
+@pytest.mark.parametrize("length,chunk", [(13, 4), (6, 1), (3, 5)])
+def test_the_rule_is_the_scan(length, chunk, clip):
+    """Token by token, in odd chunks, and over the whole: outputs, weights, and what is pending."""
+    (w0, _, z, v), _ = problem(length, length)
+    w0, z, v = (jnp.asarray(x, jnp.float32) for x in (w0, z, v))
+    rule = InPlace(lr=LR, chunk_size=chunk, **clip)
+    y, final = chunk_scan(w0, z, v, chunk=chunk, lr=LR, **clip)
+    for drive in (scan, lambda *a: run(*a, chunk=5)):
+        state, ys = drive(rule, rule.init(w0), Token(z, v))
+        assert_close(ys, y)
+        assert_close(state.weights, final)
+        rest = length // chunk * chunk
+        assert state.count == length - rest
+        assert_close(state.pending, LR * v[rest:].T @ z[rest:])
+
+
+def test_a_sequence_can_go_on_from_the_state_of_its_first_part():
+    """Whole chunks, then the rest from there: outputs, state and gradients of one scan.
+
+    It is what a row that is cut over devices rests on.
+    """
+    (w0, _, z, v), cotangents = problem(3, 22)
+    how = {"chunk": 4, "lr": LR}
+
+    def split(w0, start, z, v, ids):
+        # the document that goes on starts from the state; a new one would start from w0
+        cut = lambda x, s: None if x is None else x[s]
+        a, b = slice(0, 12), slice(12, 22)
+        y1, middle = chunk_scan(w0, z[a], v[a], start=start, segments=cut(ids, a), **how)
+        y2, final = chunk_scan(w0, z[b], v[b], start=middle, segments=cut(ids, b), **how)
+        return jnp.concatenate([y1, y2]), final
+
+    def whole(w0, start, z, v, ids):
+        return chunk_scan(w0, z, v, start=start, segments=ids, **how)
+
+    with jax.enable_x64(True):
+        for ids in (None, jnp.asarray([1] * 9 + [2] * 9 + [3] * 4)):
+            forms = [lambda *a, f=f, ids=ids: f(*a, ids) for f in (whole, split)]
+            one, two = (outcome(form, (w0, w0 + 1, z, v), cotangents) for form in forms)
+            for name in one:
+                assert_close(two[name], one[name], "float64", name)
+
+
+@pytest.mark.parametrize("clip", [{}, {"clip": 0.5}])
+@pytest.mark.parametrize("packed", [False, True])
+def test_walking_back_keeps_float32_gradients(packed, clip):
+    """64 chunks: the weights that were subtracted back are those that were read, to rounding."""
+    length = 512
+    (w0, start, z, v), cotangents = problem(0, length)
+    inputs = (w0, start, z, 0.1 * v)
+    ids = jnp.repeat(jnp.asarray([1, 2]), length // 2) if packed else None
+    form = lambda w0, start, z, v: chunk_scan(
+        w0, z, v, chunk=8, lr=LR, start=start, segments=ids, **clip
+    )
+    single = outcome(form, [np.float32(x) for x in inputs], [np.float32(c) for c in cotangents])
+    with jax.enable_x64(True):
+        double = outcome(form, inputs, cotangents)
+    for name in single:
+        assert single[name].dtype == jnp.float32
+        expected = np.asarray(double[name])
+        worst = np.abs(np.asarray(single[name], np.float64) - expected).max()
+        assert worst <= 1e-5 * np.abs(expected).max(), name
+
+
+def test_bfloat16_products_and_a_float32_state():
+    """Writes too small to change a bfloat16 weight add up."""
+    length, chunk = 64, 2
+    (w0, _, z, v), _ = problem(1, length)
+    low = [jnp.asarray(x, jnp.bfloat16) for x in (w0, z, v)]
+    y, final = chunk_scan(*low, chunk=chunk, lr=1e-3)
+    assert y.dtype == jnp.bfloat16 and final.dtype == jnp.float32
+    w, z, v = (np.asarray(x, np.float64) for x in low)
+    expected, W = loop(w, w, z, v, chunk=chunk, lr=1e-3, segments=None)
+    assert_close(y, expected, "bfloat16")
+    assert_close(final - w, W - w, "float32")
+    grads = jax.grad(lambda w: jnp.sum(chunk_scan(w, *low[1:], chunk=chunk, lr=1e-3)[0]))(low[0])
+    assert grads.dtype == jnp.bfloat16
+
+
+def test_a_write_of_nothing_is_not_divided_by_its_size():
+    """Zeros and a limit: finite gradients."""
+    zeros = jnp.zeros((D, F)), jnp.zeros((6, F)), jnp.zeros((6, D))
+    how = {"chunk": 2, "lr": 1.0, "clip": 1.0, "clip_relative": True}
+    for ids in (None, jnp.zeros(6, int)):
+        value = lambda *a, ids=ids: jnp.sum(chunk_scan(*a, **how, segments=ids)[0])
+        for grad in jax.jit(jax.grad(value, argnums=(0, 1, 2)))(*zeros):
+            assert np.isfinite(grad).all()
+
+
+def test_without_the_final_state_there_is_none():
+    (w0, _, z, v), _ = problem(1, 12)
+    args = [jnp.asarray(x, jnp.float32) for x in (w0, z, v)]
+    for ids in (None, jnp.ones(12, int)):
+        y, final = chunk_scan(*args, chunk=4, lr=LR, segments=ids, final=False)
+        assert final is None
+        np.testing.assert_array_equal(y, chunk_scan(*args, chunk=4, lr=LR, segments=ids)[0])
+
+
+@pytest.mark.parametrize(
+    "make,message",
+    [
+        (lambda: InPlace(chunk_size=0), "chunk_size must be at least 1"),
+        (lambda: InPlace(clip=0.0), "clip must be positive"),
+        (lambda: chunk_scan(jnp.ones((2, 2)), *jnp.ones((2, 3, 2)), chunk=0, lr=1.0), "at least 1"),
+        (
+            lambda: chunk_scan(jnp.ones((2, 2)), jnp.ones((3, 2)), jnp.ones((4, 2)), chunk=1, lr=1),
+            "one leading time axis",
+        ),
+    ],
+)
+def test_what_cannot_be_is_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

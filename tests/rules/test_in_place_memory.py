@@ -1,0 +1,55 @@
+"""XLA's own count of the memory of one in-place layer at real size; compiled, never run."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from fastweights.rules import chunk_scan
+
+D, F, T = 2560, 9728, 32_768  # the MLP of Qwen3-4B, a row of 32k
+GIB = 2**30
+
+
+def materialised(w0, z, v, *, chunk, lr):
+    """As released: every chunk's delta, their prefix sums, every chunk's weights."""
+    z, v = (x.reshape(-1, chunk, x.shape[-1]) for x in (z, v))
+    deltas = lr * jnp.einsum("ncd,ncf->ndf", v, z)
+    weights = w0[None] + jnp.cumsum(deltas, 0) - deltas
+    return jnp.einsum("ncf,ndf->ncd", z, weights).reshape(T, D), None
+
+
+@functools.cache
+def temporary(form, chunk, packed=False, **options):
+    """GiB of temporaries of output and every gradient, float32, for a cotangent that is given."""
+
+    def forward_and_backward(w0, z, v, dy, ids):
+        more = options | ({"segments": ids} if packed else {})
+        y, pull = jax.vjp(lambda *a: form(*a, chunk=chunk, lr=0.1, **more)[0], w0, z, v)
+        return y, pull(dy)
+
+    shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((D, F), (T, F), (T, D), (T, D))]
+    shapes.append(jax.ShapeDtypeStruct((T,), jnp.int32))
+    compiled = jax.jit(forward_and_backward).lower(*shapes).compile()
+    return compiled.memory_analysis().temp_size_in_bytes / GIB
+
+
+ours = functools.partial(chunk_scan, final=False)
+
+
+@pytest.mark.parametrize("chunk", [512, 1024])
+def test_one_layer_needs_less_than_2_5_gib(chunk):
+    assert temporary(ours, chunk) <= 2.5
+
+
+def test_memory_does_not_grow_with_the_number_of_chunks():
+    """8 to 128 chunks: no more, where the form that keeps every chunk's weights has all of them."""
+    few, many = temporary(ours, 4096), temporary(ours, 256)
+    assert many <= 1.05 * few
+    assert temporary(materialised, 1024) >= 8.0
+
+
+@pytest.mark.parametrize("options", [{"packed": True}, {"clip": 1.0}])
+def test_packed_and_clipped_rows_stay_below_too(options):
+    assert temporary(ours, 512, **options) <= 2.5
