@@ -1,0 +1,144 @@
+"""What a decoder language model is: sizes, rotary embedding, windows, in-place layers, numerics."""
+
+import dataclasses
+from typing import Literal
+
+from fastweights.errors import ConfigError
+from fastweights.nn.in_place import InPlaceTTT
+from fastweights.nn.rope import Rope
+
+__all__ = ["DecoderConfig", "InPlaceTTT", "Kind", "Rope", "check", "problems"]
+
+Dtype = Literal["float32", "bfloat16"]
+#: what sets a layer apart from others: its window, and whether it learns in place
+Kind = tuple[int | None, bool]
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderConfig:
+    """A Qwen3 or Llama 3 decoder.
+
+    Attributes:
+        family: "qwen3" norms queries and keys, "llama" does not.
+        vocab: tokens there are.
+        hidden: D, size of the residual stream.
+        intermediate: F, size inside the MLPs.
+        layers: how many blocks.
+        heads: query heads.
+        kv_heads: heads of keys and values; divides `heads`.
+        head_dim: size of a head; even.
+        rope: rotary embedding.
+        norm_eps: added to the mean square in every norm.
+        tie_embeddings: the head is the embedding used backwards.
+        max_length: tokens the model is meant for; nothing is allocated by it.
+        windows: of each layer, how many tokens a query sees, itself included, None for all; () is
+            all for every layer.
+        ttt: in-place test-time training, or None for a plain transformer.
+        initializer_range: standard deviation of every weight's start.
+        dtype: of the computation. Norms, softmax, rotation and logits are float32.
+        param_dtype: of the weights.
+        remat: what the backward pass computes again: "none"; "block", all but the input of each
+            block; "dots", all but products with weights.
+        attention: "auto" is cuDNN where it can be, XLA elsewhere.
+    """
+
+    family: Literal["qwen3", "llama"]
+    vocab: int
+    hidden: int
+    intermediate: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    rope: Rope = Rope()
+    norm_eps: float = 1e-6
+    tie_embeddings: bool = False
+    max_length: int = 4096
+    windows: tuple[int | None, ...] = ()
+    ttt: InPlaceTTT | None = None
+    initializer_range: float = 0.02
+    dtype: Dtype = "float32"
+    param_dtype: Dtype = "float32"
+    remat: Literal["none", "block", "dots"] = "none"
+    attention: Literal["auto", "xla", "cudnn"] = "auto"
+
+    @property
+    def ttt_layers(self) -> tuple[int, ...]:
+        """Layers that learn in place, in order; those named beyond the last layer do not exist."""
+        named = () if self.ttt is None else self.ttt.layers
+        return tuple(sorted({i for i in named if i < self.layers}))
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """The kind of every layer."""
+        windows = self.windows or (None,) * self.layers
+        return tuple((windows[i], i in self.ttt_layers) for i in range(self.layers))
+
+    @property
+    def period(self) -> int:
+        """The smallest p that divides `layers` and after which the kinds of layers repeat.
+
+        One pass of the scan over layers is p blocks.
+        """
+        kinds = self.kinds
+        fits = (p for p in range(1, self.layers) if self.layers % p == 0)
+        return next((p for p in fits if kinds == kinds[:p] * (self.layers // p)), self.layers)
+
+
+def problems(config: DecoderConfig) -> list[str]:
+    """Everything that makes a config impossible, a sentence each; [] if it can be built."""
+    names = ("vocab", "hidden", "intermediate", "layers", "heads", "kv_heads", "max_length")
+    sizes = {name: getattr(config, name) for name in names}
+    found = [f"{k} is {v}; it must be at least 1" for k, v in sizes.items() if v < 1]
+    if config.heads > 0 and config.kv_heads > 0 and config.heads % config.kv_heads:
+        found.append(
+            f"kv_heads is {config.kv_heads}; it must divide heads, {config.heads}, so that each "
+            "serves as many queries"
+        )
+    found += config.rope.problems(config.head_dim)
+    if not config.norm_eps >= 0:
+        found.append(f"norm_eps is {config.norm_eps}; it must not be negative")
+    if not config.initializer_range >= 0:
+        found.append(f"initializer_range is {config.initializer_range}; it must not be negative")
+    if config.windows and len(config.windows) != config.layers:
+        found.append(
+            f"windows has {len(config.windows)} values for {config.layers} layers; give one each, "
+            "or () for full attention"
+        )
+    short = [(i, w) for i, w in enumerate(config.windows) if w is not None and w < 1]
+    found += [
+        f"windows[{i}] is {w}; a query sees at least itself, so it must be at least 1, or None"
+        for i, w in short
+    ]
+    return found + ([] if config.ttt is None else _ttt_problems(config, config.ttt))
+
+
+def _ttt_problems(config: DecoderConfig, ttt: InPlaceTTT) -> list[str]:
+    found = []
+    if ttt.chunk < 1:
+        found.append(f"ttt.chunk is {ttt.chunk}; it must be at least 1")
+    if any(i < 0 for i in ttt.layers):
+        found.append(f"ttt.layers is {ttt.layers}; layers are counted from 0")
+    elif not config.ttt_layers:
+        found.append(
+            f"ttt.layers is {ttt.layers}, none of them among the {config.layers} layers there are; "
+            "name one, or ttt = None"
+        )
+    if ttt.clip is not None and not ttt.clip > 0:
+        found.append(f"ttt.clip is {ttt.clip}; it must be positive, or None for no clipping")
+    return found
+
+
+def check(config: DecoderConfig) -> None:
+    """Check a config before any weight is made.
+
+    Raises:
+        ConfigError: with every problem found, not only the first.
+    """
+    found = problems(config)
+    if found:
+        raise ConfigError(
+            "this decoder cannot be built:" + "".join(f"\n  - {text}" for text in found),
+            where="model",
+            next="change the values above",
+        )

@@ -1,0 +1,270 @@
+"""In-Place Test-Time Training (Feng et al. 2026, arXiv 2604.06169) as a layer.
+
+An MLP whose down projection learns while it reads: the fast weights are `down` itself, so a trained
+model keeps its shape, and with the convolution at its start, 0, it keeps its outputs to the bit.
+What the layer writes for a token is the target V = conv(T) proj, a mixture of what T, the layer's
+own input or the token embeddings, is around that token: in the centred window two tokens back to
+two tokens on. The convolution does not look out of its chunk, and what a chunk writes is read by
+later chunks only, so no output depends on a later token.
+"""
+
+import dataclasses
+import functools
+from typing import Any, Literal, overload
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jax.typing import DTypeLike
+
+from fastweights.errors import ConfigError
+from fastweights.nn.mlp import MLP
+from fastweights.rules.in_place import clip_norm, write_limit
+from fastweights.rules.in_place_chunk import deltas, read
+from fastweights.rules.in_place_scan import chunk_scan
+
+Window = Literal["centred", "forward", "reconstruction"]
+
+#: which taps of the kernel a window uses; tap 2 is the token itself, 3 the next, 4 the one after
+TAPS: dict[str, tuple[int, ...]] = {
+    "centred": (0, 1, 2, 3, 4),
+    "forward": (2, 3, 4),
+    "reconstruction": (2,),
+}
+KERNEL = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class InPlaceTTT:
+    """What the layers that learn in place do.
+
+    Attributes:
+        layers: which layers of a model do; those it does not have are ignored, as in the released
+            code.
+        chunk: C, tokens per write.
+        lr: η, how strongly a token is written. A write is a sum over the chunk: a larger chunk, or
+            larger activities, want a smaller η. The paper does not say; the released configs have 3
+            at C = 4096.
+        target: T, what V is made of. The paper and training from scratch: "input_embed"; the
+            released code's default, for continual training: "hidden_states", the layer's own input.
+        proj: V is multiplied by a trained [D, D] matrix.
+        conv: V is a trained mixture of the tokens around. Without it V is made of the token itself:
+            the step to the next token is gone, and so is the start that changes nothing.
+        window: "centred" uses all five taps, as released; "forward" the token and the two after it;
+            "reconstruction" only the token itself.
+        clip: τ, the largest Frobenius norm of one write; None, as released, for no limit.
+        clip_relative: τ is in units of the norm of the slow weights.
+        clip_after_lr: τ limits η Σ v zᵀ; otherwise Σ v zᵀ. The paper leaves it open.
+    """
+
+    layers: tuple[int, ...] = (0, 6, 12, 18, 24, 30)
+    chunk: int = 1024
+    lr: float = 0.3
+    target: Literal["hidden_states", "input_embed"] = "hidden_states"
+    proj: bool = True
+    conv: bool = True
+    window: Window = "centred"
+    clip: float | None = None
+    clip_relative: bool = False
+    clip_after_lr: bool = True
+
+
+# the five shifted copies of x are computed again in the backward pass: they are cheap, and large
+@functools.partial(jax.checkpoint, static_argnums=(2, 3))
+def convolve(
+    x: Array, kernel: Array, taps: tuple[int, ...], chunk: int, segment_ids: Array | None
+) -> Array:
+    """Depthwise cross-correlation that sees zeros outside of a token's chunk and document.
+
+    Args:
+        x: `[B, T, D]`.
+        kernel: `[D, 5]`; tap k is the weight of the token k - 2 places on.
+        taps: those to use.
+        chunk: C, tokens per chunk, from the start of the row.
+        segment_ids: `[B, T]` int or None.
+
+    Returns:
+        `[B, T, D]` in the dtype of x, summed in at least float32.
+    """
+    length, dtype = x.shape[1], jnp.promote_types(x.dtype, jnp.float32)
+    middle = KERNEL // 2
+    place = jnp.arange(length)
+    around = jnp.pad(x, ((0, 0), (middle, middle), (0, 0)))
+    ids = None if segment_ids is None else jnp.pad(segment_ids, ((0, 0), (middle, middle)))
+    total = jnp.zeros(x.shape, dtype)
+    for tap in taps:
+        there = place + tap - middle
+        seen = ((there >= 0) & (there // chunk == place // chunk))[None, :]
+        if ids is not None and segment_ids is not None:
+            seen = seen & (ids[:, tap : tap + length] == segment_ids)
+        neighbour = jnp.where(seen[:, :, None], around[:, tap : tap + length], 0)
+        total += neighbour.astype(dtype) * kernel[None, None, :, tap].astype(dtype)
+    return total.astype(x.dtype)
+
+
+def diagonal_normal(scale: float):
+    """diag(N(0, scale²)): projects without mixing, and is small beside what it is added to."""
+
+    def init(key: Array, shape: tuple[int, int], dtype: DTypeLike) -> Array:
+        return jnp.diag(scale * jax.random.normal(key, shape[:1], dtype))
+
+    return init
+
+
+class InPlaceMLP(MLP):
+    """A gated MLP whose down projection learns from what it reads, chunk by chunk.
+
+    Args:
+        hidden: size D of the input and output.
+        intermediate: size F between.
+        ttt: what is learned and how.
+        initializer_range: standard deviation of every weight's start.
+        dtype: of the computation; fast weights are float32 in any case.
+        param_dtype: of the weights.
+        rngs: flax's source of random keys.
+
+    Raises:
+        ConfigError: the window has no such name.
+    """
+
+    def __init__(
+        self,
+        hidden: int,
+        intermediate: int,
+        ttt: InPlaceTTT,
+        *,
+        initializer_range: float = 0.02,
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        if ttt.window not in TAPS:
+            raise ConfigError(
+                f"there is no window {ttt.window!r}", where="ttt.window", next=f"one of {[*TAPS]}"
+            )
+        super().__init__(
+            hidden,
+            intermediate,
+            initializer_range=initializer_range,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            rngs=rngs,
+        )
+        self.ttt = ttt
+        self.dtype = dtype
+        #: one must start at 0 for the start to change nothing; if both did, neither would learn
+        if ttt.conv:
+            self.conv = nnx.Param(jnp.zeros((hidden, KERNEL), param_dtype))
+        if ttt.proj:
+            start = diagonal_normal(initializer_range)
+            self.proj = nnx.Param(start(rngs.params(), (hidden, hidden), param_dtype))
+
+    @property
+    def slow(self) -> Array:
+        """W0 `[D, F]`, what the fast weights of a document start from."""
+        return self.down.kernel[...].T
+
+    def targets(self, t: Array, segment_ids: Array | None = None) -> Array:
+        """V = conv(T) proj: `[B, T, D] -> [B, T, D]`; chunks are counted from the row's start.
+
+        To make the targets of one chunk, give that chunk alone.
+        """
+        ttt, v = self.ttt, t.astype(self.dtype)
+        if ttt.conv:
+            v = convolve(v, self.conv[...], TAPS[ttt.window], ttt.chunk, segment_ids)
+        return v @ self.proj[...].astype(v.dtype) if ttt.proj else v
+
+    def apply(self, weights: Array, z: Array) -> Array:
+        """What tokens read from fast weights: `[D, F]`, `[C, F] -> [C, D]`."""
+        return read(weights, z)
+
+    def update(self, weights: Array, z: Array, v: Array, valid: Array) -> Array:
+        """Fast weights `[D, F]` after one complete chunk of one sequence.
+
+        Args:
+            weights: `[D, F]` float32, before.
+            z: `[C, F]` from `hidden`.
+            v: `[C, D]` from `targets`.
+            valid: `[C]` bool; other tokens write nothing.
+        """
+        ttt, v = self.ttt, jnp.where(valid[:, None], v, 0)
+        limit = write_limit(
+            self.slow, ttt.lr, ttt.clip, relative=ttt.clip_relative, after_lr=ttt.clip_after_lr
+        )
+        return weights + clip_norm(deltas(z, v, ttt.lr), limit)
+
+    @overload
+    def __call__(
+        self,
+        x: Array,
+        target: Array,
+        segment_ids: Array | None = None,
+        return_stats: Literal[False] = False,
+    ) -> Array: ...
+    @overload
+    def __call__(
+        self,
+        x: Array,
+        target: Array,
+        segment_ids: Array | None = None,
+        *,
+        return_stats: Literal[True],
+    ) -> tuple[Array, dict[str, Array]]: ...
+
+    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        x: Array,
+        target: Array,
+        segment_ids: Array | None = None,
+        return_stats: bool = False,
+    ) -> Any:
+        """Read and learn, every row on its own.
+
+        Args:
+            x: `[B, T, D]`.
+            target: T `[B, T, D]`: `x` itself or the token embeddings, as `ttt.target` says.
+            segment_ids: `[B, T]` int, 0 for padding, which is never written, and 1, 2, ... for the
+                documents of a row, each in one piece with fast weights of its own; None: a row is
+                a document. Chunks stay where they are.
+            return_stats: also return `{"drift": [] float32}`, the mean over tokens of |ΔW z| over
+                |W0 z|; costs one more product when used.
+
+        Returns:
+            `[B, T, D]`.
+        """
+        z, ttt = self.hidden(x), self.ttt
+        slow = functools.partial(self.down, z)
+        if x.shape[1] <= ttt.chunk:
+            y = slow()  # nobody reads the one chunk's write
+        else:
+            scan = functools.partial(
+                chunk_scan,
+                self.slow,
+                chunk=ttt.chunk,
+                lr=ttt.lr,
+                clip=ttt.clip,
+                clip_relative=ttt.clip_relative,
+                clip_after_lr=ttt.clip_after_lr,
+                final=False,
+            )
+            rows = jax.vmap(lambda z, v, ids: scan(z, v, segments=ids)[0])
+            y = rows(z, self.targets(target, segment_ids), segment_ids)
+        if not return_stats:
+            return y
+        return y, {"drift": drift(y, slow(), segment_ids)}
+
+
+def drift(y: Array, slow: Array, segment_ids: Array | None) -> Array:
+    """Mean over tokens that are not padding of |y - slow| / |slow|: `[B, T, D]` twice -> `[]`."""
+    # XLA may skip rounding one of two equal bfloat16 values, which would look like a drift
+    info = jnp.finfo(y.dtype)
+    y, slow = (
+        jax.lax.reduce_precision(jax.lax.stop_gradient(a), info.nexp, info.nmant).astype(
+            jnp.float32
+        )
+        for a in (y, slow)
+    )
+    size = jnp.linalg.norm(slow, axis=-1)
+    ratio = jnp.linalg.norm(y - slow, axis=-1) / jnp.maximum(size, jnp.finfo(jnp.float32).tiny)
+    return jnp.mean(ratio, where=None if segment_ids is None else segment_ids > 0)

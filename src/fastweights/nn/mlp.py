@@ -1,0 +1,54 @@
+"""The gated MLP of a transformer block: down(silu(gate x) * up x)."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jax.nn.initializers import normal
+from jax.typing import DTypeLike
+
+
+class MLP(nnx.Module):
+    """SwiGLU without biases (Shazeer 2020, arXiv 2002.05202), as in Llama and Qwen3.
+
+    Args:
+        hidden: size D of the input and output.
+        intermediate: size F between.
+        initializer_range: standard deviation of every weight's start.
+        dtype: of the computation; products of bfloat16 are accumulated in float32.
+        param_dtype: of the weights.
+        rngs: flax's source of random keys.
+    """
+
+    def __init__(
+        self,
+        hidden: int,
+        intermediate: int,
+        *,
+        initializer_range: float = 0.02,
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        def linear(inside: int, outside: int) -> nnx.Linear:
+            return nnx.Linear(
+                inside,
+                outside,
+                use_bias=False,
+                kernel_init=normal(initializer_range),
+                dtype=dtype,
+                param_dtype=param_dtype,
+                rngs=rngs,
+            )
+
+        self.gate = linear(hidden, intermediate)
+        self.up = linear(hidden, intermediate)
+        self.down = linear(intermediate, hidden)
+
+    def hidden(self, x: Array) -> Array:
+        """Z = silu(gate x) * (up x): `[..., D] -> [..., F]`."""
+        return jax.nn.silu(self.gate(x)) * self.up(x)
+
+    def __call__(self, x: Array) -> Array:
+        """`[..., D] -> [..., D]`."""
+        return self.down(self.hidden(x))
