@@ -1,0 +1,187 @@
+"""Talk to a model that learns while it reads, in a terminal.
+
+Everything typed and everything answered is one text. The state is read further with every line, so
+a long conversation costs no more a line than a short one, and the fast weights move with it.
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from jax import Array
+
+from fastweights.errors import ConfigError, FastWeightsError
+from fastweights.inference.prompt import extend
+from fastweights.inference.state import State, drift, empty, reset
+from fastweights.inference.storage import load, save
+from fastweights.inference.stream import stream
+from fastweights.models.decoder import Decoder
+
+HELP = """commands:
+  /reset        forget everything: text and fast weights
+  /save FILE    write the state to a file
+  /load FILE    go on from such a file
+  /fork         keep the present state; go back to it with /back
+  /back [N]     go back to the last fork, or to number N
+  /drift        how far each in-place layer's fast weights have moved
+  /quit         end; so does ctrl-D"""
+
+
+class Tokenizer(Protocol):
+    """What a chat needs of a tokenizer."""
+
+    def encode(self, text: str) -> Any:
+        """Token ids of a text."""
+        ...
+
+    def decode(self, tokens: Any) -> str:
+        """The text of token ids."""
+        ...
+
+
+def chat(
+    model: Decoder,
+    tokenizer: Tokenizer,
+    *,
+    max_new_tokens: int = 256,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    stop_tokens: Sequence[int] = (),
+    key: Array | None = None,
+    max_length: int | None = None,
+    template: str = "{}\n",
+    ask: Callable[[str], str] = input,
+    show: Callable[[str], Any] = lambda text: print(text, end="", flush=True),
+) -> State:
+    """A conversation on the terminal; `/help` lists the commands.
+
+    Args:
+        model: who answers.
+        tokenizer: text to tokens and back.
+        max_new_tokens: the most tokens of an answer; ctrl-C takes the answer back.
+        temperature: of the sampling, see `generate`.
+        top_k: of the sampling.
+        top_p: of the sampling.
+        stop_tokens: an answer ends with the first of these.
+        key: of the sampling.
+        max_length: tokens of the whole conversation; None is the model's `max_length`.
+        template: what is read for a line; `{}` is the line.
+        ask: shows a prompt, returns a line, raises EOFError at the end.
+        show: writes a piece of text.
+
+    Returns:
+        The state at the end.
+
+    Raises:
+        ConfigError: the sampling cannot be, or the template has no place for the line.
+    """
+    if "{}" not in template:
+        raise ConfigError(f"template {template!r} has no {{}} for the line", where="template")
+    state = empty(model, 1, max_length or model.config.max_length)
+    forks: list[State] = []
+    sampling: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "stop_tokens": stop_tokens,
+        "key": key,
+    }
+    while True:
+        try:
+            line = ask("> ")
+        except EOFError:
+            return state
+        if line.strip() == "/quit":
+            return state
+        try:
+            if line.startswith("/"):
+                state = command(model, state, forks, line, show)
+            elif line:
+                read = np.asarray(tokenizer.encode(template.replace("{}", line)), np.int32)
+                state = extend(model, state, read[None])
+                state = answer(model, tokenizer, state, sampling, show)
+        except FastWeightsError as error:
+            show(f"{error}\n")
+        except KeyboardInterrupt:
+            show("\n(taken back: the answer was not finished, so it was not learned)\n")
+
+
+def answer(
+    model: Decoder,
+    tokenizer: Tokenizer,
+    state: State,
+    sampling: dict[str, Any],
+    show: Callable[[str], Any],
+) -> State:
+    """Write an answer while it comes; the state that has read it.
+
+    A character may take several tokens, so text is shown when it no longer ends within one.
+    """
+    steps = stream(model, state, **sampling)
+    tokens: list[int] = []
+    shown = ""
+    for _ in itertools.count():
+        try:
+            tokens.append(int(next(steps).tokens[0]))
+        except StopIteration as end:
+            state = end.value
+            break
+        if tokens[-1] in sampling["stop_tokens"]:
+            continue
+        text = tokenizer.decode(np.asarray(tokens, np.int32))
+        if not text.endswith("\ufffd"):
+            show(text[len(shown) :])
+            shown = text
+    show(f"\n[{int(state.lengths[0])} tokens{_summary(model, state)}]\n")
+    return state
+
+
+def command(
+    model: Decoder, state: State, forks: list[State], line: str, show: Callable[[str], Any]
+) -> State:
+    """Carry out a line that starts with /; the state to go on with."""
+    name, _, rest = line.strip().partition(" ")
+    rest = rest.strip()
+    if name == "/reset":
+        show("[forgotten]\n")
+        return reset(model, state)
+    if name in ("/save", "/load") and not rest:
+        raise ConfigError(f"{name} needs a file", where=line)
+    if name == "/save":
+        save(model, state, rest)
+        show(f"[saved to {rest}]\n")
+        return state
+    if name == "/load":
+        loaded = load(model, rest)
+        if len(loaded.lengths) != 1:
+            raise ConfigError(f"the state has {len(loaded.lengths)} rows, not 1", where=rest)
+        show(f"[{int(loaded.lengths[0])} tokens{_summary(model, loaded)}]\n")
+        return loaded
+    if name == "/fork":
+        forks.append(state)
+        show(f"[fork {len(forks)}: /back {len(forks)} returns here]\n")
+        return state
+    if name == "/back":
+        if not (rest or "1").isdigit() or not 1 <= int(rest or len(forks)) <= len(forks):
+            raise ConfigError(f"there are {len(forks)} forks", where=line, next="/fork makes one")
+        state = forks[int(rest or len(forks)) - 1]
+        show(f"[{int(state.lengths[0])} tokens{_summary(model, state)}]\n")
+        return state
+    if name == "/drift":
+        for layer, far in zip(model.config.ttt_layers, drift(model, state)[:, 0], strict=True):
+            show(f"layer {layer}: {100 * float(far):.3g} %\n")
+        return state
+    show(f"{HELP}\n")
+    return state
+
+
+def _summary(model: Decoder, state: State) -> str:
+    """The largest drift, of a model that learns."""
+    if not model.config.ttt_layers:
+        return ""
+    far = float(jax.numpy.max(drift(model, state)))
+    return f", fast weights moved by up to {100 * far:.3g} %"

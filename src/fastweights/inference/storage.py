@@ -1,0 +1,147 @@
+"""States on disk: one .npz file, read by name, shape and dtype, with checksums, never unpickled."""
+
+import hashlib
+import os
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fastweights.errors import CheckpointError
+from fastweights.inference.state import State, empty
+from fastweights.models.decoder import Decoder
+
+FORMAT = "fastweights-state-1"
+#: NumPy has no bfloat16: its bits are stored under a name that says so
+BITS = ":bfloat16"
+
+
+def save(model: Decoder, state: State, path: str | Path) -> None:
+    """Write a state to a file, whole or not at all.
+
+    Args:
+        model: the one that has read it; the file will be refused to any other.
+        state: what to write.
+        path: of the file; an old one is replaced.
+
+    Raises:
+        CheckpointError: the file cannot be written.
+    """
+    path = Path(path)
+    partial = path.with_name(path.name + ".partial")
+    arrays = {"format": np.asarray(FORMAT), "model": np.asarray(fingerprint(model))}
+    for name, x in named(state).items():
+        x = np.asarray(x)
+        coded = x.dtype == jnp.bfloat16
+        arrays[name + BITS if coded else name] = x.view(np.uint16) if coded else x
+    try:
+        with open(partial, "wb") as file:
+            np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise CheckpointError(
+            "the state could not be saved", where=path, cause=str(error)
+        ) from error
+
+
+def load(model: Decoder, path: str | Path) -> State:
+    """Read a state that `save` wrote.
+
+    Args:
+        model: the one that wrote it.
+        path: of the file.
+
+    Raises:
+        CheckpointError: no such file, not a state, damaged, or of another model.
+    """
+    try:
+        with zipfile.ZipFile(path) as names:
+            members = [name.removesuffix(".npy") for name in names.namelist()]
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in members}
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise CheckpointError(
+            "the state cannot be read",
+            where=path,
+            cause=f"there is no such file, or it is damaged ({error})",
+        ) from error
+    if str(arrays.pop("format", "")) != FORMAT:
+        raise CheckpointError(
+            "this file is not a state", where=path, cause="it was not written by save()"
+        )
+    writer = str(arrays.pop("model", ""))
+    for name in [name for name in arrays if name.endswith(BITS)]:
+        arrays[name.removesuffix(BITS)] = arrays.pop(name).view(jnp.bfloat16)
+    expected = _like(model, arrays, path)
+    names = named(expected)
+    _compare(names, arrays, path)
+    if writer != fingerprint(model):
+        raise CheckpointError(
+            "this state was written by a model with other weights",
+            where=path,
+            next="load it with that model, or read the text again with prefill",
+        )
+    leaves = [jnp.asarray(arrays[name]) for name in names]
+    return jax.tree.unflatten(jax.tree.structure(expected), leaves)
+
+
+def named(state: State) -> dict[str, Any]:
+    """Arrays by name, in the order of the tree: "caches.0.k", "fast.1.weights", ..."""
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): x for path, x in leaves}
+
+
+def fingerprint(model: Decoder) -> str:
+    """Tells apart models of other sizes or weights; it looks at a sample of each array."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(model):
+        flat = leaf.reshape(-1)
+        some = np.asarray(flat[:: max(1, flat.size // 64)].astype(jnp.float32))
+        digest.update(f"{jax.tree_util.keystr(path)} {leaf.shape}".encode() + some.tobytes())
+    return digest.hexdigest()
+
+
+def _like(model: Decoder, arrays: dict[str, np.ndarray], path: str | Path) -> State:
+    """The state a file must hold, as shapes; rows, room and shared matrices are the file's own."""
+    keys = arrays.get("caches.0.k")
+    if keys is None or keys.ndim != 5:
+        raise CheckpointError("the state has no keys and values", where=path)
+    rows, room = keys.shape[1:3]
+    expected: State = jax.eval_shape(lambda: empty(model, rows, room))
+
+    def groups(j: int, weights: Any) -> Any:
+        found = arrays.get(f"fast.{j}.weights")
+        shared = found.shape[1] if found is not None and found.ndim == 4 else 1
+        if shared < 1 or rows % shared:
+            raise CheckpointError(
+                f"fast.{j}.weights has {shared} matrices, which {rows} rows cannot share",
+                where=path,
+            )
+        shape = (weights.shape[0], shared, *weights.shape[2:])
+        return jax.ShapeDtypeStruct(shape, weights.dtype)
+
+    fast = tuple(
+        f and f._replace(weights=groups(j, f.weights)) for j, f in enumerate(expected.fast)
+    )
+    return expected._replace(fast=fast)
+
+
+def _compare(expected: dict[str, Any], found: dict[str, np.ndarray], path: str | Path) -> None:
+    for name in sorted({*expected} ^ {*found}):
+        what = "lacks" if name in expected else "has a surplus"
+        raise CheckpointError(
+            f"the state {what} {name}", where=path, cause="it is of a model of another kind"
+        )
+    kind = lambda x: f"{x.dtype} {list(x.shape)}"
+    for name in expected:
+        if kind(expected[name]) != kind(found[name]):
+            raise CheckpointError(
+                f"{name} is {kind(found[name])}, this model's is {kind(expected[name])}",
+                where=path,
+                cause="it is of a model of another size or dtype",
+            )
