@@ -32,6 +32,12 @@ def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
     return np.argsort(bits.random_raw(count), kind="stable")
 
 
+def batch_rows(seed: int, step: int, count: int, batch_size: int) -> np.ndarray:
+    """Which of `count` examples are in the batch of a step, counted from 0: int64 [batch_size]."""
+    epoch, position = divmod(step, count // batch_size)
+    return _epoch_order(seed, epoch, count)[position * batch_size : (position + 1) * batch_size]
+
+
 def train_batches(
     table: Table, batch_size: int, seed: int, *, process_index: int = 0, process_count: int = 1
 ) -> grain.DatasetIterator[Batch]:
@@ -75,6 +81,10 @@ def eval_batches(
     return grain.MapDataset.source(source).to_iter_dataset(_SAME_THREAD)
 
 
+#: the orders in use, of as many nets as are ever trained side by side
+_epoch_order = functools.lru_cache(16)(epoch_order)
+
+
 class _TrainSource:
     """The batch of step `index`, for any index: a grain random access source without end."""
 
@@ -84,23 +94,20 @@ class _TrainSource:
         self._table, self._batch_size = dict(table), batch_size
         self._rows = _rows(table, batch_size, process_index, process_count)
         examples = _length(table)
-        self._steps_per_epoch = examples // batch_size
-        if self._steps_per_epoch == 0:
+        if batch_size > examples:
             raise ConfigError(
                 f"a batch of {batch_size} is larger than the data set of {examples}",
                 next=f"use a batch size of at most {examples}",
             )
         if seed < 0:
             raise ConfigError(f"the seed of the data order is {seed}", next="use 0 or more")
-        self._order = functools.lru_cache(1)(lambda epoch: epoch_order(seed, epoch, examples))
+        self._seed, self._examples = seed, examples
 
     def __len__(self) -> int:
         return sys.maxsize
 
     def __getitem__(self, index: int) -> Batch:
-        epoch, position = divmod(index, self._steps_per_epoch)
-        start = position * self._batch_size
-        chosen = self._order(epoch)[start + self._rows.start : start + self._rows.stop]
+        chosen = batch_rows(self._seed, index, self._examples, self._batch_size)[self._rows]
         return {name: column[chosen] for name, column in self._table.items()}
 
 
