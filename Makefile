@@ -6,8 +6,12 @@ VENV   ?= .venv
 JOBS   ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 2)
 UV     := $(shell command -v uv 2>/dev/null)
 BIN    := $(VENV)/bin
+comma  := ,
 
-.PHONY: help demo test lint types check format bench-rnn clean
+#: tests that skip what they can where torch is absent
+PARITY := tests/hf tests/inference tests/models/test_decoder_parity.py
+
+.PHONY: help demo test parity lint types check format bench-rnn clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -17,6 +21,10 @@ demo: $(VENV)/.run
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n $(JOBS)
+
+#   make parity  the language models beside transformers and torch, as far as they are tested
+parity: $(VENV)/.parity
+	$(BIN)/python -m pytest -n $(JOBS) $(PARITY)
 
 #   make check   lint, types and tests
 check: lint types test
@@ -64,6 +72,9 @@ $(VENV)/.run: pyproject.toml requirements.txt | $(BIN)/python
 
 $(VENV)/.dev: pyproject.toml requirements.txt | $(BIN)/python
 	$(call install,dev)
+
+$(VENV)/.parity: pyproject.toml requirements.txt | $(BIN)/python
+	$(call install,dev$(comma)parity)
 
 $(VENV)/.bench: pyproject.toml requirements.txt | $(BIN)/python
 	$(call install,bench)

@@ -3,13 +3,12 @@
     python benchmarks/catch.py --size 16          # N = 16, M = 3, 5 seeds an arm
     python benchmarks/catch.py --size 24          # N = 24, M = 5
     python benchmarks/catch.py --quick            # N = 8, one seed: minutes, the same pipeline
-    python benchmarks/catch.py --size 16 --grid   # one seed of every learning rate of the grid
+    python benchmarks/catch.py --size 16 --grid   # every setting of the grid, 3 seeds each
 
-Every arm plays the same number of games with the same losses. The learning rates in `CHOSEN`, and
-λ and η of the fast weights, are provisional: they come from single short runs, with more settings
-tried for fast weights than for the others. Before a figure is published they are to be chosen by
-`--grid`, whose seed, 100, is not among those reported. A run that is done is in the JSON and is
-not run again; one that was stopped goes on from its checkpoint.
+Every arm plays the same number of games with the same losses, the same warmup and cosine, and has
+four settings in its grid, tried at full length with seeds 100 to 102, not among those reported. The
+setting with the largest mean reward over all their games is taken, from the grid's JSON. A run that
+is done is in the JSON and is not run again; one that was stopped goes on from its checkpoint.
 """
 
 import dataclasses
@@ -18,7 +17,7 @@ import os
 import statistics
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import harness
 import tyro
@@ -31,25 +30,38 @@ from fastweights.train import Optim, Train
 from fastweights.train.agent import AgentConfig, train_agent
 
 ARMS: dict[str, CellName] = {"RNN + fast weights": "fast-weights", "LSTM": "lstm", "RNN": "irnn"}
-#: learning rates tried for every arm
+
+
+class Setting(NamedTuple):
+    """What the grid chooses: learning rate, and λ and η of the fast weights."""
+
+    lr: float
+    decay: float = 0.5
+    fast_lr: float = 0.1
+
+
+#: settings tried for every arm, four each
 GRID = {
-    "RNN + fast weights": (3e-3, 1e-2, 2e-2),
-    "LSTM": (1e-3, 2e-3, 4e-3, 1e-2),
-    "RNN": (3e-4, 5e-4, 1e-3),
+    "RNN + fast weights": (
+        Setting(1e-2, 0.5, 0.1),
+        Setting(3e-3, 0.5, 0.1),
+        Setting(1e-2, 0.9, 0.1),
+        Setting(3e-3, 0.9, 0.5),
+    ),
+    "LSTM": (Setting(1e-3), Setting(2e-3), Setting(4e-3), Setting(8e-3)),
+    "RNN": (Setting(3e-4), Setting(5e-4), Setting(1e-3), Setting(2e-3)),
 }
-#: the one taken at each size
-CHOSEN = {
-    8: {"RNN + fast weights": 1e-2, "LSTM": 4e-3, "RNN": 1e-3},
-    16: {"RNN + fast weights": 1e-2, "LSTM": 4e-3, "RNN": 3e-4},
-    24: {"RNN + fast weights": 1e-2, "LSTM": 2e-3, "RNN": 3e-4},
-}
+#: taken where no grid was run
+UNTUNED = {"RNN + fast weights": Setting(1e-2), "LSTM": Setting(4e-3), "RNN": Setting(1e-3)}
+RESULTS = Path(__file__).parent / "results"
 VISIBLE = {8: 2, 16: 3, 24: 5}
 #: updates of 128 games
 UPDATES = {8: 400, 16: 3_200, 24: 4_800}
 #: a reward counts as reached when the mean over so many games does
 WINDOW = 7_680
+WARMUP = 50
 LEVELS = (0.0, 0.5, 0.9)
-GRID_SEED = 100
+GRID_SEEDS = (100, 101, 102)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +73,7 @@ class Options:
         seeds: runs an arm, seeds 0, 1, ...
         arms: which arms, all by default.
         updates: of 128 games each; by default 3,200 at N = 16 and 4,800 at N = 24.
-        grid: try the learning rates instead, one seed each.
+        grid: try the settings instead, three seeds each.
         quick: N = 8 and one seed.
         out: the JSON; benchmarks/results/catch_N.json by default.
         runs: directory of the run directories.
@@ -77,12 +89,13 @@ class Options:
     runs: Path = Path("runs/catch")
 
 
-def config_of(arm: str, lr: float, size: int, updates: int, seed: int) -> AgentConfig:
-    """An arm's config; arms differ in cell and learning rate and in nothing else."""
+def config_of(arm: str, setting: Setting, size: int, updates: int, seed: int) -> AgentConfig:
+    """An arm's config; arms differ in cell and setting and in nothing else."""
+    rule = Hebbian(decay=setting.decay, lr=setting.fast_lr, steps=1)
     return AgentConfig(
         task=Catch(size=size, visible=VISIBLE[size]),
-        model=CatchModel(cell=ARMS[arm], rule=Hebbian(decay=0.5, lr=0.1, steps=1)),
-        optim=Optim(lr=lr, clip=1.0),
+        model=CatchModel(cell=ARMS[arm], rule=rule),
+        optim=Optim(lr=setting.lr, schedule="cosine", warmup=WARMUP, decay_steps=updates, clip=1.0),
         train=Train(steps=updates, batch=128, eval_every=200, checkpoint_every=200, log_every=20),
         seed=seed,
     )
@@ -100,11 +113,14 @@ def games_to(curve: list[tuple[int, float]], level: float, window: int) -> int |
     return None
 
 
-def run(arm: str, lr: float, size: int, updates: int, seed: int, runs: Path) -> dict[str, Any]:
+def run(
+    arm: str, setting: Setting, size: int, updates: int, seed: int, runs: Path
+) -> dict[str, Any]:
     """Train one (arm, seed), or go on with it, and sum it up."""
-    config = config_of(arm, lr, size, updates, seed)
+    config = config_of(arm, setting, size, updates, seed)
     load, begun = os.getloadavg()[0], time.monotonic()
-    folder = runs / f"{size}-{ARMS[arm]}-lr{lr:g}-updates{updates}-seed{seed}"
+    chosen = "-".join(f"{name}{value:g}" for name, value in setting._asdict().items())
+    folder = runs / f"{size}-{ARMS[arm]}-{chosen}-updates{updates}-seed{seed}"
     history = train_agent(config, folder, quiet=True).history
     trained = [line for line in history if "train/reward" in line]
     batch, moves = config.train.batch, config.task.moves
@@ -115,11 +131,12 @@ def run(arm: str, lr: float, size: int, updates: int, seed: int, runs: Path) -> 
     seconds = last["wall_time"] - first["wall_time"]
     return {
         "arm": arm,
-        "lr": lr,
+        "setting": setting._asdict(),
         "seed": seed,
         "updates": updates,
         "games": curve[-1][0],
         "games_to": {str(level): games_to(curve, level, WINDOW) for level in LEVELS},
+        "mean_reward": round(statistics.fmean(reward for _, reward in curve), 4),
         "final_reward": round(statistics.fmean(reward for _, reward in curve[-5:]), 4),
         "greedy_reward": [x for x in history if "validation/reward" in x][-1]["validation/reward"],
         "frames_per_second": round(frames / seconds) if seconds > 0 else None,
@@ -129,27 +146,50 @@ def run(arm: str, lr: float, size: int, updates: int, seed: int, runs: Path) -> 
     }
 
 
-def wanted(options: Options, size: int, updates: int) -> list[tuple[str, float, int]]:
-    """(arm, learning rate, seed) of every run asked for, seeds outermost."""
+def wanted(options: Options, size: int, updates: int) -> list[tuple[str, Setting, int]]:
+    """(arm, setting, seed) of every run asked for, seeds outermost."""
     if options.grid:
-        return [(arm, lr, GRID_SEED) for arm in options.arms for lr in GRID[arm]]
+        return [(a, x, seed) for a in options.arms for x in GRID[a] for seed in GRID_SEEDS]
     seeds = range(1 if options.quick else options.seeds)
-    return [(arm, CHOSEN[size][arm], seed) for seed in seeds for arm in options.arms]
+    best = chosen(size)
+    return [(arm, best[arm], seed) for seed in seeds for arm in options.arms]
+
+
+def key_of(run: dict[str, Any]) -> tuple[str, Setting, int, int]:
+    """What sets a run of the JSON apart."""
+    return run["arm"], Setting(**run["setting"]), run["seed"], run["updates"]
+
+
+def chosen(size: int) -> dict[str, Setting]:
+    """Every arm's best setting in the committed grid of that size: most reward over all games."""
+    file = RESULTS / f"catch_{size}_grid.json"
+    tried = json.loads(file.read_text())["runs"] if file.exists() else []
+    best = dict(UNTUNED)
+    for arm in ARMS:
+        rewards: dict[Setting, list[float]] = {}
+        for run in tried:
+            if run["arm"] == arm:
+                rewards.setdefault(Setting(**run["setting"]), []).append(run["mean_reward"])
+        if rewards:
+            best[arm] = max(rewards, key=lambda setting: statistics.fmean(rewards[setting]))
+    return best
 
 
 def table(runs: list[dict[str, Any]]) -> str:
-    """Games to each level, an arm a row: median (least-most) over seeds, in thousands."""
+    """Games to each level, a setting a row: median (least-most) over seeds, in thousands."""
     lines = [
-        "| arm | lr | seeds | to 0 | to 0.5 | to 0.9 | final reward | frames/s |",
-        "|---|---|---|---|---|---|---|---|",
+        "| arm | lr | λ, η | seeds | to 0 | to 0.5 | to 0.9 | final reward | frames/s |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
-    for arm, lr in dict.fromkeys((r["arm"], r["lr"]) for r in runs):
-        group = [r for r in runs if (r["arm"], r["lr"]) == (arm, lr)]
+    for arm, setting in dict.fromkeys((r["arm"], Setting(**r["setting"])) for r in runs):
+        group = [r for r in runs if (r["arm"], Setting(**r["setting"])) == (arm, setting)]
         cells = [spread([r["games_to"][str(level)] for r in group]) for level in LEVELS]
         final = statistics.fmean(r["final_reward"] for r in group)
         speed = statistics.median(r["frames_per_second"] or 0 for r in group)
+        fast = f"{setting.decay:g}, {setting.fast_lr:g}" if ARMS[arm] == "fast-weights" else "–"
         lines.append(
-            f"| {arm} | {lr:g} | {len(group)} | {' | '.join(cells)} | {final:+.3f} | {speed:,.0f} |"
+            f"| {arm} | {setting.lr:g} | {fast} | {len(group)} | {' | '.join(cells)} | "
+            f"{final:+.3f} | {speed:,.0f} |"
         )
     return "\n".join(lines)
 
@@ -171,23 +211,22 @@ def main(options: Options) -> None:
     size = 8 if options.quick else options.size
     updates = options.updates or UPDATES[size]
     name = f"catch_{size}" + ("_grid" if options.grid else "")
-    default = options.runs if options.quick else Path(__file__).parent / "results"
-    out = options.out or default / f"{name}.json"
+    out = options.out or (options.runs if options.quick else RESULTS) / f"{name}.json"
     record = harness.circumstances(("fastweights", "jax", "jaxlib", "flax", "optax", "numpy"))
-    record |= {"size": size, "visible": VISIBLE[size], "window": WINDOW, "grid": GRID}
+    record |= {"size": size, "visible": VISIBLE[size], "window": WINDOW}
     record["chance"] = Catch(size=size).chance
     record["runs"] = json.loads(out.read_text())["runs"] if out.exists() else []
-    for arm, lr, seed in wanted(options, size, updates):
-        key = (arm, lr, seed, updates)
-        if any((r["arm"], r["lr"], r["seed"], r["updates"]) == key for r in record["runs"]):
+    for arm, setting, seed in wanted(options, size, updates):
+        if (arm, setting, seed, updates) in {key_of(done) for done in record["runs"]}:
             continue
-        result = run(arm, lr, size, updates, seed, options.runs)
-        record["runs"].append({**result, "date": record["date"]})
+        result = run(arm, setting, size, updates, seed, options.runs)
+        result |= {"command": record["command"], "date": record["date"]}
+        record["runs"].append(result)
         harness.save(record, out)
         print(
-            f"{arm}, lr {lr:g}, seed {seed}: games to 0.9 {result['games_to']['0.9']}, final "
-            f"{result['final_reward']:+.3f}, {result['frames_per_second']} frames/s "
-            f"at load {result['load']}",
+            f"{arm}, {setting}, seed {seed}: games to 0.9 {result['games_to']['0.9']}, mean "
+            f"{result['mean_reward']:+.3f}, final {result['final_reward']:+.3f}, "
+            f"{result['frames_per_second']} frames/s at load {result['load']}",
             flush=True,
         )
     print(f"\nN = {size}, M = {VISIBLE[size]}, chance {record['chance']:+.3f}; games, thousands\n")

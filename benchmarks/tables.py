@@ -1,4 +1,4 @@
-"""The result tables of README and docs, made from the committed JSON and nothing else.
+"""The result tables and pictures of README and docs, from the committed JSON and nothing else.
 
 python benchmarks/tables.py            write them
 python benchmarks/tables.py --check    fail if a page does not say what the JSON says
@@ -9,12 +9,20 @@ import json
 from pathlib import Path
 from typing import Any
 
+import catch
 import harness
 import tyro
 
+from fastweights.train.sweep import markdown
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-PAGES = (ROOT / "README.md", ROOT / "docs" / "fast_weight_rnn.md")
+#: page -> the tables between its markers
+PAGES = {
+    ROOT / "README.md": ("retrieval_table", "glimpses_table", "catch"),
+    ROOT / "docs" / "fast_weight_rnn.md": ("results", "retrieval_table", "glimpses_table"),
+    ROOT / "docs" / "catch.md": ("catch", "catch_grid"),
+}
 
 #: test errors of Ba et al. 2016, tables 1 and 2, in %: task, units -> fast weights
 PAPER = {("Retrieval", 50): 0.0, ("Glimpses", 50): 7.21}
@@ -66,10 +74,56 @@ def table(records: list[dict[str, Any]]) -> str:
     return "\n".join([*lines, "", note])
 
 
-def render() -> str:
-    """The table of the committed results."""
-    files = [RESULTS / name for name in ("retrieval.json", "glimpses.json")]
-    return table([json.loads(file.read_text()) for file in files])
+def load(name: str) -> dict[str, Any]:
+    """A committed result."""
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def catch_table(suffix: str = "") -> str:
+    """Both sizes of Catch, each with its circumstances."""
+    parts = []
+    for size in (16, 24):
+        if not (RESULTS / f"catch_{size}{suffix}.json").exists():
+            parts.append(f"N = {size}: not run yet.")
+            continue
+        record = load(f"catch_{size}{suffix}")
+        machine, versions = record["machine"], record["versions"]
+        dates = sorted({run["date"][:10] for run in record["runs"]})
+        parts.append(
+            f"N = {size}, M = {record['visible']}; {record['runs'][0]['games']:,} games a run, "
+            f"chance {record['chance']:+.3f}:\n\n{catch.table(record['runs'])}\n\n"
+            f"{machine['cpu']}, one core of {machine['cores']}; jax {versions['jax']}; "
+            f"{' to '.join(dict.fromkeys((dates[0], dates[-1])))}."
+        )
+    return "\n\n".join(parts)
+
+
+def draw_catch() -> None:
+    """The two pictures of docs/catch.md."""
+    from matplotlib.figure import Figure
+
+    from fastweights import plot
+
+    for size in (16, 24):
+        if not (RESULTS / f"catch_{size}.json").exists():
+            continue
+        record = load(f"catch_{size}")
+        arms: dict[str, list[Any]] = {}
+        for run in record["runs"]:
+            arms.setdefault(run["arm"], []).append(run["curve"])
+        figure = Figure(figsize=(7, 4), layout="constrained")
+        ax = plot.reward_curves(figure.subplots(), arms, record["chance"])
+        ax.set_title(f"Catch, N = {size}, M = {record['visible']}", loc="left", fontsize=10)
+        figure.savefig(ROOT / "docs" / "images" / f"catch_{size}.png", dpi=110)
+
+
+def render(name: str) -> str:
+    """One table of the committed results."""
+    if name == "results":
+        return table([load("retrieval"), load("glimpses")])
+    if name.startswith("catch"):
+        return catch_table(name.removeprefix("catch"))
+    return markdown(load(name)) if (RESULTS / f"{name}.json").exists() else "Not run yet."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,14 +139,17 @@ class Arguments:
 
 def main(arguments: Arguments) -> int:
     """Write or check."""
-    text, stale = render(), []
-    for page in PAGES:
-        before = page.read_text()
-        after = harness.between_markers(before, "results", text)
+    stale = []
+    for page, names in PAGES.items():
+        before = after = page.read_text()
+        for name in names:
+            after = harness.between_markers(after, name, render(name))
         if after != before:
             stale.append(page.name)
             if not arguments.check:
                 page.write_text(after)
+    if not arguments.check:
+        draw_catch()
     if stale:
         print(("out of date: " if arguments.check else "written: ") + ", ".join(stale))
     return int(arguments.check and bool(stale))

@@ -33,14 +33,31 @@ def test_runs_that_never_got_there_are_counted(catch):
     assert catch.spread([None]) == "never"
 
 
-def test_arms_differ_in_cell_and_learning_rate_only(catch):
+def test_arms_differ_in_cell_and_setting_only(catch):
     from fastweights.train.config import differences, to_json
 
-    one, other = (
-        to_json(catch.config_of(a, catch.CHOSEN[16][a], 16, 20, 0)) for a in list(catch.ARMS)[:2]
-    )
-    assert set(differences(one, other)) == {"model.cell", "optim.lr"}
-    assert all(lr in catch.GRID[arm] for by in catch.CHOSEN.values() for arm, lr in by.items())
+    best = catch.chosen(16)
+    one, other = (to_json(catch.config_of(a, best[a], 16, 200, 0)) for a in list(catch.ARMS)[:2])
+    allowed = {"model.cell", "optim.lr", "model.rule.decay", "model.rule.lr"}
+    assert {"model.cell"} <= set(differences(one, other)) <= allowed
+
+
+def test_every_arm_has_as_many_settings(catch):
+    assert {len(settings) for settings in catch.GRID.values()} == {4}
+
+
+def test_the_setting_taken_has_the_most_reward_over_its_seeds(catch, monkeypatch, tmp_path):
+    """4e-3 has the best single run, 2e-3 the best mean; an arm without a grid keeps its default."""
+    rewards = {2e-3: (0.5, 0.6), 4e-3: (0.9, -0.5)}
+    runs = [
+        {"arm": "LSTM", "setting": catch.Setting(lr)._asdict(), "mean_reward": reward}
+        for lr, both in rewards.items()
+        for reward in both
+    ]
+    (tmp_path / "catch_16_grid.json").write_text(json.dumps({"runs": runs}))
+    monkeypatch.setattr(catch, "RESULTS", tmp_path)
+    assert catch.chosen(16)["LSTM"].lr == 2e-3
+    assert catch.chosen(16)["RNN"] == catch.UNTUNED["RNN"]
 
 
 def test_the_configs_are_the_arm_of_the_figure(catch):
@@ -49,20 +66,20 @@ def test_the_configs_are_the_arm_of_the_figure(catch):
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         arm = "RNN + fast weights"
-        expected = catch.config_of(arm, catch.CHOSEN[size][arm], size, module.config.train.steps, 0)
+        expected = catch.config_of(arm, catch.chosen(size)[arm], size, module.config.train.steps, 0)
         assert module.config.model == expected.model and module.config.task == expected.task
         assert module.config.learn == expected.learn
-        assert module.config.optim.lr == expected.optim.lr
+        assert module.config.optim == expected.optim
 
 
 def test_a_finished_run_is_not_run_again(catch, tmp_path, capsys):
     options = catch.Options(
-        quick=True, updates=40, arms=("RNN",), out=tmp_path / "c.json", runs=tmp_path / "runs"
+        quick=True, updates=60, arms=("RNN",), out=tmp_path / "c.json", runs=tmp_path / "runs"
     )
     catch.main(options)
     first = json.loads((tmp_path / "c.json").read_text())
-    assert len(first["runs"]) == 1 and first["runs"][0]["games"] == 40 * 128
-    assert len(first["runs"][0]["curve"]) == 2 and first["chance"] == -0.5
+    assert len(first["runs"]) == 1 and first["runs"][0]["games"] == 60 * 128
+    assert len(first["runs"][0]["curve"]) == 3 and first["chance"] == -0.5
     catch.main(options)
     assert json.loads((tmp_path / "c.json").read_text()) == first
     assert capsys.readouterr().out.count("seed 0: games") == 1

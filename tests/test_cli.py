@@ -211,3 +211,18 @@ def test_env_prints_versions(capsys):
     code, out, _ = run(capsys, "env", "--json")
     assert code == 0 and json.loads(out)["jax"]
     assert run(capsys, "--help")[0] == 0
+
+
+def test_a_part_of_a_config_can_be_switched_off():
+    """`--model.ttt None`, which the parser has no flag for; a value named None stays with it."""
+    config = cli.load_config("configs/books.py")
+    off, rest = cli.switch_off(
+        config, ["--model.ttt", "None", "--optim.clip", "None", "--seed", "3"]
+    )
+    assert config.model.ttt is not None and off.model.ttt is None
+    assert rest == ["--optim.clip", "None", "--seed", "3"]
+
+
+def test_parity_wants_one_directory(capsys):
+    code, _, err = run(capsys, "parity")
+    assert code == 2 and "fastweights parity PATH" in err

@@ -9,6 +9,8 @@ from support import ROOT
 
 SOURCE = ROOT / "src" / "fastweights"
 LAYERS = ("rules", "nn", "models", "tasks", "train")
+#: beside the column: what stands on `models`, and what each must not import
+BESIDE = {"hf": ("inference", "tasks", "train"), "inference": ("hf", "tasks", "train")}
 #: packages of others that a layer must do without
 FORBIDDEN = {
     "rules": {"flax", "optax", "orbax", "grain", "tensorflow_datasets", "numpy"},
@@ -39,7 +41,20 @@ def test_a_layer_imports_only_what_is_below(layer):
             parts = name.split(".")
             assert parts[0] not in FORBIDDEN[layer], f"{file.name} imports {name}"
             if parts[0] == "fastweights" and len(parts) > 1:
-                assert parts[1] not in (*above, "cli", "demo"), f"{file.name} imports {name}"
+                forbidden = (*above, *BESIDE, "cli", "demo")
+                assert parts[1] not in forbidden, f"{file.name} imports {name}"
+
+
+@pytest.mark.parametrize("package", BESIDE)
+def test_what_stands_on_models_imports_nothing_beside_it(package):
+    files = sorted((SOURCE / package).rglob("*.py"))
+    assert files
+    for file in files:
+        for name in imports(file):
+            parts = name.split(".")
+            assert parts[0] not in {"optax", "orbax", "grain"}, f"{file.name} imports {name}"
+            if parts[0] == "fastweights" and len(parts) > 1:
+                assert parts[1] not in (*BESIDE[package], "cli"), f"{file.name} imports {name}"
 
 
 def test_rules_need_no_flax():

@@ -29,6 +29,18 @@ def png(figure):
     return stream.getvalue()
 
 
+def test_reward_curves_show_every_seed_and_their_median():
+    """Rewards 0, 1 and -1 at the end: median 0; games in thousands."""
+    seeds = [[(1000, -0.5), (2000, end)] for end in (0.0, 1.0, -1.0)]
+    ax = plot.reward_curves(Figure().subplots(), {"a": seeds}, chance=-0.75)
+    thin, median = ax.lines[:3], ax.lines[3]
+    assert [line.get_ydata()[-1] for line in thin] == [0, 1, -1]
+    np.testing.assert_array_equal(median.get_xydata(), [[1, -0.5], [2, 0]])
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["a, 3 seeds", "chance: -0.75"]
+    with pytest.raises(ConfigError, match="same games"):
+        plot.reward_curves(Figure().subplots(), {"a": [seeds[0], seeds[1][:1]]})
+
+
 def test_learning_curves_are_in_percent_against_updates():
     ax = Figure().subplots()
     curves = {"on": [(100, 0.5), (200, 0.25)], "off": [(100, 0.9)]}

@@ -11,11 +11,22 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fastweights import models, nn, plot, rules, tasks, testing, train
+    from fastweights import hf, inference, models, nn, plot, rules, tasks, testing, train
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "models", "nn", "plot", "rules", "tasks", "testing", "train"]
+__all__ = [
+    "__version__",
+    "hf",
+    "inference",
+    "models",
+    "nn",
+    "plot",
+    "rules",
+    "tasks",
+    "testing",
+    "train",
+]
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -1,4 +1,4 @@
-"""The command line: `fastweights train | eval | ckpt | demo | env`.
+"""The command line: `fastweights train | eval | ckpt | demo | parity | env`.
 
 Nothing heavy is imported before the verb is known, so that help is quick. A mistake of the user
 ends in a short message on standard error and the exit code of its kind; see `errors`.
@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fastweights.errors import ConfigError, FastWeightsError
+from fastweights.errors import ConfigError, FastWeightsError, NumericalError
 
 USAGE = """\
 usage: fastweights VERB ...
@@ -24,6 +24,7 @@ usage: fastweights VERB ...
   ckpt ls|verify DIR        the checkpoints of a run; whether every byte is still what was saved
   demo [--task catch]       a net with fast weights beside one without, in about a minute;
                             or train a player of Catch and watch it
+  parity PATH               a Hugging Face checkpoint here and in transformers: are the logits one?
   env [--json]              versions and devices, for a bug report
 """
 
@@ -78,6 +79,7 @@ def load_config(path: str) -> Any:
     """
     from fastweights.train import Config
     from fastweights.train.agent import AgentConfig
+    from fastweights.train.sweep import Sweep
 
     file = Path(path)
     if not file.is_file():
@@ -98,7 +100,7 @@ def load_config(path: str) -> Any:
         raise ConfigError(
             f"this config file fails: {type(error).__name__}: {error}", where=path, next="mend it"
         ) from error
-    if not isinstance(getattr(module, "config", None), Config | AgentConfig):
+    if not isinstance(getattr(module, "config", None), Config | AgentConfig | Sweep):
         raise ConfigError(
             "this config file defines no `config`",
             where=path,
@@ -114,6 +116,13 @@ def train(arguments: list[str]) -> None:
             "which config?", next="fastweights train configs/retrieval.py --run-dir runs/retrieval"
         )
     config = load_config(arguments[0])
+    from fastweights.train.sweep import Sweep, SweepArguments, markdown, run_sweep
+
+    if isinstance(config, Sweep):
+        prog = f"fastweights train {arguments[0]}"
+        record = run_sweep(config, parse(SweepArguments, arguments[1:], prog))
+        print(markdown(record))
+        return
     from typing import Annotated
 
     import tyro
@@ -131,10 +140,30 @@ def train(arguments: list[str]) -> None:
         ("quiet", Annotated[bool, flag(help="show no progress")], False),
     ]
     Arguments: Any = dataclasses.make_dataclass("Arguments", fields, frozen=True)
+    config, rest = switch_off(config, arguments[1:])
     default = Arguments(config, tyro.MISSING)
-    given = parse(Arguments, arguments[1:], f"fastweights train {arguments[0]}", default)
+    given = parse(Arguments, rest, f"fastweights train {arguments[0]}", default)
     result = start(given.config, given.run_dir, quiet=given.quiet)
     print(json.dumps({"run_dir": str(result.run_dir), **final_scores(result.history)}))
+
+
+def switch_off(config: Any, arguments: list[str]) -> tuple[Any, list[str]]:
+    """Set to None what `--section.part None` names, where a part has fields of its own.
+
+    tyro shows the fields of such a part and has no flag for the part as a whole.
+    """
+    rest = list(arguments)
+    for flag, word in zip(arguments, arguments[1:], strict=False):
+        path = flag.removeprefix("--").replace("-", "_").split(".")
+        if word == "None" and len(path) == 2:
+            section: Any = getattr(config, path[0], None)
+            if dataclasses.is_dataclass(getattr(section, path[1], None)):
+                where = rest.index(flag)
+                del rest[where : where + 2]
+                section = dataclasses.replace(section, **{path[1]: None})
+                changed: Any = dataclasses.replace(config, **{path[0]: section})
+                config = changed
+    return config, rest
 
 
 def final_scores(history: list[dict[str, Any]]) -> dict[str, Any]:
@@ -202,6 +231,22 @@ def demo(arguments: list[str]) -> None:
     demonstration.main(parse(demonstration.Arguments, rest, f"fastweights demo --task {name}"))
 
 
+def parity(arguments: list[str]) -> None:
+    """`parity PATH`: see `fastweights.hf.parity`."""
+    if len(arguments) != 1 or arguments[0].startswith("-"):
+        raise ConfigError(
+            "parity takes the directory of a checkpoint", next="fastweights parity PATH"
+        )
+    from fastweights.hf.parity import parity as compare
+
+    report = compare(arguments[0])
+    print(report)
+    if not report.ok:
+        raise NumericalError(
+            "the logits differ by more than float32 rounding explains", where=arguments[0]
+        )
+
+
 def env(arguments: list[str]) -> None:
     """`env [--json]`: versions and devices."""
     if arguments not in ([], ["--json"]):
@@ -220,6 +265,7 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "eval": evaluate,
     "ckpt": ckpt,
     "demo": demo,
+    "parity": parity,
     "env": env,
 }
 

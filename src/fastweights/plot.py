@@ -60,6 +60,44 @@ def learning_curves(
     return ax
 
 
+def reward_curves(
+    ax: Axes,
+    arms: Mapping[str, Sequence[Sequence[tuple[int, float]]]],
+    chance: float | None = None,
+) -> Axes:
+    """Mean reward against games, an arm a colour: every seed thin, their median thick.
+
+    Args:
+        ax: what to draw into.
+        arms: name -> one curve per seed, each (games, mean reward from -1 to 1), at the same games.
+        chance: reward of playing at random; a labelled horizontal line.
+
+    Returns:
+        `ax`.
+
+    Raises:
+        ConfigError: seeds of one arm that were measured at different games, or no seed.
+    """
+    for i, (name, seeds) in enumerate(arms.items()):
+        if not seeds or len({tuple(games for games, _ in curve) for curve in seeds}) != 1:
+            raise ConfigError(f"the seeds of {name!r} were not measured at the same games")
+        colour, dash = LINES[i % len(LINES)]
+        games = np.asarray([point[0] for point in seeds[0]]) / 1e3
+        rewards = np.asarray([[reward for _, reward in curve] for curve in seeds])
+        ax.plot(games, rewards.T, color=colour, linewidth=0.5, alpha=0.5)
+        label = f"{name}, {len(seeds)} seeds" if len(seeds) > 1 else name
+        median = np.median(rewards, axis=0)
+        ax.plot(games, median, color=colour, linestyle=dash, linewidth=2, label=label)
+    if chance is not None:
+        label = f"chance: {chance:.2f}"
+        ax.axhline(chance, color="0.4", linewidth=0.8, linestyle=(0, (1, 2)), label=label)
+    ax.set(xlabel="games (thousands)", ylabel="mean reward", ylim=(-1, 1.02))
+    ax.set_xlim(left=0)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(frameon=False, loc="lower right")
+    return ax
+
+
 def fast_weights(
     rule: Hebbian, settled: Any, symbols: Sequence[str], figure: FigureBase | None = None
 ) -> FigureBase:

@@ -12,6 +12,7 @@ from fastweights.rules import Form
 from fastweights.train.agent import AgentConfig, check_agent
 from fastweights.train.config import Config, check, differences, from_json, to_json
 from fastweights.train.optim import learning_rate
+from fastweights.train.sweep import Sweep, cell_config
 
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 
@@ -27,9 +28,19 @@ def load(path):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_every_config_runs_back_and_forth_through_json(path):
     module = load(path)
-    kind = type(module.config)
-    (check_agent if kind is AgentConfig else check)(module.config)
-    assert from_json(to_json(module.config), kind) == module.config
+    kind, configs = type(module.config), [module.config]
+    if kind is Sweep:
+        kind, sweeps = Config, (module.config, module.config.quick)
+        configs = [
+            cell_config(sweep, name, units, optim)
+            for sweep in sweeps
+            for name in sweep.arms
+            for units in sweep.units
+            for optim in sweep.grid
+        ]
+    for config in configs:
+        (check_agent if kind is AgentConfig else check)(config)
+        assert from_json(to_json(config), kind) == config
     assert f"fastweights train configs/{path.name}" in (module.__doc__ or "")
 
 
@@ -76,3 +87,13 @@ def test_learning_rate_follows_its_own_clock():
 
 def test_tests_have_eight_devices():
     assert jax.device_count() == 8
+
+
+def test_tuples_come_back_from_json_as_tuples():
+    config = load(ROOT / "configs" / "books.py").config
+    back = from_json(to_json(config))
+    assert back == config and back.model.windows == (64, 64, 64)
+    data = to_json(config)
+    data["model"]["windows"] = [64, "wide", 64]
+    with pytest.raises(ConfigError, match="wide"):
+        from_json(data)

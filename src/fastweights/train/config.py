@@ -8,11 +8,13 @@ from typing import Any, Literal
 
 from fastweights.errors import ConfigError
 from fastweights.models.convnet import ConvNetModel
+from fastweights.models.decoder_config import DecoderConfig
 from fastweights.models.glimpse import GlimpseModel
 from fastweights.models.retrieval import RetrievalModel
 from fastweights.tasks.base import Data, Task
 from fastweights.tasks.faces import Faces
 from fastweights.tasks.glimpses import Glimpses
+from fastweights.tasks.language import Language
 from fastweights.tasks.retrieval import Retrieval
 
 
@@ -73,8 +75,8 @@ class Mesh:
 class Config:
     """Everything that decides what a run does."""
 
-    task: Retrieval | Glimpses | Faces
-    model: RetrievalModel | GlimpseModel | ConvNetModel
+    task: Retrieval | Glimpses | Faces | Language
+    model: RetrievalModel | GlimpseModel | ConvNetModel | DecoderConfig
     optim: Optim = Optim()
     train: Train = Train()
     mesh: Mesh = Mesh()
@@ -156,6 +158,8 @@ def to_json(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         fields = {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
         return {"type": type(value).__name__, **fields}
+    if isinstance(value, tuple):
+        return [to_json(item) for item in value]
     return value.value if isinstance(value, enum.Enum) else value
 
 
@@ -196,6 +200,9 @@ def from_json(data: Any, kind: Any = Config, where: str = "config.json") -> Any:
             return data
         if option is float and isinstance(data, int | float) and not isinstance(data, bool):
             return float(data)
+        if typing.get_origin(option) is tuple and isinstance(data, list):
+            each = typing.get_args(option)[0]  # of tuple[each, ...]
+            return tuple(from_json(v, each, f"{where}[{i}]") for i, v in enumerate(data))
     raise ConfigError(
         f"cannot make {getattr(kind, '__name__', kind)} of {str(data)[:80]!r}",
         where=where,

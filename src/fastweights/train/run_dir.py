@@ -52,7 +52,8 @@ def open_run(path: Path, config: Any) -> Path:
     new = to_json(config)
     if file.exists():
         changed = differences(load_json(file), new)
-        refused = {k: v for k, v in changed.items() if k not in FREE_TO_CHANGE}
+        free = (*FREE_TO_CHANGE, *(f"config.{name}" for name in FREE_TO_CHANGE))
+        refused = {k: v for k, v in changed.items() if k not in free}
         if refused:
             raise ConfigError(
                 "this directory holds a run of another config:"

@@ -25,15 +25,19 @@ class TrainState(NamedTuple):
 
 def init_state(config: Config, mesh: jax.sharding.Mesh) -> TrainState:
     """A fresh state on the mesh, the same numbers on any mesh."""
-    task = cast(Task, config.task)
 
     def init() -> TrainState:
-        weights, run = jax.random.split(jax.random.key(config.seed))
-        model: Any = task.build(config.model, nnx.Rngs(weights))
-        return TrainState(jnp.zeros((), jnp.int32), model, optimizer(config.optim).init(model), run)
+        return fresh_state(config, config.seed)
 
     shardings = state_shardings(mesh, jax.eval_shape(init))
     return jax.jit(init, out_shardings=shardings)()
+
+
+def fresh_state(config: Config, seed: int | Array) -> TrainState:
+    """The state before the first update: a pure function of config and seed."""
+    weights, run = jax.random.split(jax.random.key(seed))
+    model: Any = cast(Task, config.task).build(config.model, nnx.Rngs(weights))
+    return TrainState(jnp.zeros((), jnp.int32), model, optimizer(config.optim).init(model), run)
 
 
 def parameter_count(model: Any) -> int:

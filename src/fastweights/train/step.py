@@ -14,11 +14,17 @@ from fastweights.train.optim import learning_rate, optimizer
 from fastweights.train.state import TrainState
 
 Batch = dict[str, Array]
+EvalStep = Callable[[Any, Batch], dict[str, Array]]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]
 
 
 def make_train_step(config: Config) -> TrainStep:
-    """The jitted update; it takes the old state's memory.
+    """The jitted update; it takes the old state's memory."""
+    return jax.jit(make_update(config), donate_argnums=0)
+
+
+def make_update(config: Config) -> TrainStep:
+    """The update as a pure function.
 
     An update whose loss or gradient is not finite leaves model and optimiser as they were, so that
     the last good weights are still there when the loop reads the metric and stops.
@@ -42,15 +48,20 @@ def make_train_step(config: Config) -> TrainStep:
         scores["not_finite"] = (~finite).astype(jnp.float32)
         return TrainState(state.step + 1, model, new, state.key), scores
 
-    return jax.jit(train_step, donate_argnums=0)
+    return train_step
 
 
-def make_eval_step(task: Task) -> Callable[[Any, Batch], dict[str, Array]]:
-    """The jitted evaluation of one batch: sums over the examples `mask` marks, and their count."""
+def make_eval_step(task: Task) -> EvalStep:
+    """The jitted evaluation of one batch."""
+    return jax.jit(make_evaluation(task))
+
+
+def make_evaluation(task: Task) -> EvalStep:
+    """Sums of every score over the examples of a batch that `mask` marks, and their "count"."""
 
     def eval_step(model: Any, batch: Batch) -> dict[str, Array]:
         mask = batch["mask"].astype(jnp.float32)
         scores = task.measure(model, {k: v for k, v in batch.items() if k != "mask"})
         return {name: jnp.sum(x * mask) for name, x in scores.items()} | {"count": jnp.sum(mask)}
 
-    return jax.jit(eval_step)
+    return eval_step

@@ -1,0 +1,177 @@
+"""A table: tuned on validation with a seed of its own, resumed by cell, written as it is."""
+
+import dataclasses
+import json
+
+import pytest
+
+from fastweights.cli import main
+from fastweights.errors import ConfigError
+from fastweights.models.retrieval import RetrievalModel
+from fastweights.tasks.base import Data
+from fastweights.tasks.retrieval import Retrieval
+from fastweights.train import Optim, Train, sweep
+from fastweights.train.seeds import Outcome
+from fastweights.train.sweep import Arm, Sweep, SweepArguments, markdown, run_sweep, thinned
+
+
+def rows():
+    return {
+        cell: Arm(
+            lambda units, cell=cell: RetrievalModel(cell=cell, hidden=units, embed=4, expand=4),
+            paper,
+        )
+        for cell, paper in (("irnn", {4: 60.0}), ("fast-weights", {4: 1.81, 6: 0.0}))
+    }
+
+
+@pytest.fixture
+def small(tmp_path_factory):
+    return Sweep(
+        title="small",
+        task=Retrieval(pairs=2),
+        arms=rows(),
+        units=(4, 6),
+        grid=(Optim(lr=1e-9), Optim(lr=1e-2)),
+        train=Train(steps=20, batch=100, eval_every=10, checkpoint_every=10, log_every=10),
+        seeds=(1, 2),
+        chance=0.45,
+        data=Data(dir=str(tmp_path_factory.getbasetemp().parent / "tfds")),
+    )
+
+
+def arguments(small, run_dir, **more):
+    return SweepArguments(run_dir, data=small.data, quiet=True, **more)
+
+
+def test_a_real_cell_end_to_end(small, tmp_path):
+    """The rate 1e-9 learns nothing in 20 updates, so the other one is taken."""
+    asked = arguments(small, tmp_path, arms=("irnn",), units=(4,))
+    record = run_sweep(small, asked)
+    (cell,) = record["cells"]
+    assert cell["optim"]["lr"] == 1e-2 and cell["optim"]["decay_steps"] == 20
+    assert cell["tuning"][1] < cell["tuning"][0]
+    assert [s["seed"] for s in cell["seeds"]] == [1, 2]
+    assert all(0 < s["test"]["error"] < 1 and len(s["curve"]) == 2 for s in cell["seeds"])
+    assert json.loads((tmp_path / "table.json").read_text()) == record
+    assert str(tmp_path) not in (tmp_path / "table.json").read_text()
+    before = (tmp_path / "cells" / "irnn-4.json").stat().st_mtime_ns
+    run_sweep(small, asked)
+    assert (tmp_path / "cells" / "irnn-4.json").stat().st_mtime_ns == before
+
+
+@pytest.fixture
+def faked(monkeypatch):
+    """Training replaced by arithmetic: error = lr + seed / 1000; returns the calls made."""
+    calls = []
+
+    def fake(nets, run_dir, *, quiet):
+        lr = nets.config.optim.lr
+        calls.append((nets.config.model.cell, nets.config.model.hidden, lr, nets.seeds))
+        return [
+            Outcome(s, 10, {"error": lr + s / 1000}, {"error": 0.5}, lr, False, [])
+            for s in nets.seeds
+        ]
+
+    monkeypatch.setattr(sweep, "train_seeds", fake)
+    return calls
+
+
+def test_every_cell_is_tuned_and_then_trained(small, tmp_path, faked):
+    run_sweep(small, arguments(small, tmp_path))
+    expected = [
+        call
+        for units in (4, 6)
+        for cell in ("irnn", "fast-weights")
+        for call in (
+            (cell, units, 1e-9, (0,)),
+            (cell, units, 1e-2, (0,)),
+            (cell, units, 1e-9, (1, 2)),
+        )
+    ]
+    assert faked == expected
+    run_sweep(small, arguments(small, tmp_path))
+    assert len(faked) == len(expected)
+
+
+def test_the_grid_may_be_tried_in_shorter_runs(small, tmp_path, monkeypatch):
+    """5 updates each for the two rates, with cosines as long, and then the full 20."""
+    lengths = []
+
+    def fake(nets, run_dir, *, quiet):
+        lengths.append((nets.config.train.steps, nets.config.optim.decay_steps))
+        return [Outcome(s, 1, {"error": 0.1}, {"error": 0.1}, 0.1, False, []) for s in nets.seeds]
+
+    monkeypatch.setattr(sweep, "train_seeds", fake)
+    shorter = dataclasses.replace(small, tuning_steps=5)
+    record = run_sweep(shorter, arguments(small, tmp_path, arms=("irnn",), units=(4,)))
+    assert lengths == [(5, 5), (5, 5), (20, 20)]
+    assert (record["cells"][0]["updates"], record["cells"][0]["tuning_updates"]) == (20, 5)
+
+
+def test_the_table_by_hand(small, tmp_path, faked):
+    """Errors 0.1 % and 0.2 %: mean 0.15, standard deviation 0.07 %."""
+    text = markdown(run_sweep(small, arguments(small, tmp_path, units=(4,))))
+    lines = text.splitlines()
+    assert lines[0] == "| test error, % | 4 units | paper | 6 units | paper |"
+    assert lines[2] == "| irnn | 0.15 ± 0.07 | 60 | not run | – |"
+    assert lines[3] == "| fast-weights | 0.15 ± 0.07 | 1.81 | not run | 0 |"
+    assert "Chance is 45.00 %" in text and "2 seeds" in text and "20 updates of 100" in text
+
+
+def test_a_table_goes_on_from_its_one_file(small, tmp_path, faked):
+    """As one that was committed: only the file is copied, and only what it lacks is run."""
+    run_sweep(small, arguments(small, tmp_path / "there", units=(4,)))
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "table.json").write_bytes((tmp_path / "there/table.json").read_bytes())
+    faked.clear()
+    record = run_sweep(small, arguments(small, tmp_path / "here"))
+    assert len(record["cells"]) == 4 and {units for _, units, _, _ in faked} == {6}
+
+
+def test_two_processes_share_a_run_directory(small, tmp_path, faked):
+    run_sweep(small, arguments(small, tmp_path, arms=("irnn",)))
+    record = run_sweep(small, arguments(small, tmp_path, arms=("fast-weights",)))
+    assert [(c["arm"], c["units"]) for c in record["cells"]] == [
+        ("irnn", 4),
+        ("irnn", 6),
+        ("fast-weights", 4),
+        ("fast-weights", 6),
+    ]
+
+
+def test_a_cell_of_another_grid_is_not_taken_for_this_one(small, tmp_path, faked):
+    run_sweep(small, arguments(small, tmp_path, units=(4,)))
+    other = dataclasses.replace(small, grid=(Optim(lr=1e-3),))
+    with pytest.raises(ConfigError, match="another sweep"):
+        run_sweep(other, arguments(small, tmp_path, units=(4,)))
+
+
+@pytest.mark.parametrize(("name", "given"), [("arms", ("lstm",)), ("units", (5,))])
+def test_unknown_rows_and_sizes_are_named(small, tmp_path, name, given):
+    with pytest.raises(ConfigError, match=f"{given[0]}"):
+        run_sweep(small, arguments(small, tmp_path, **{name: given}))
+
+
+def test_quick_is_refused_where_there_is_none(small, tmp_path):
+    with pytest.raises(ConfigError, match="no quick form"):
+        run_sweep(small, arguments(small, tmp_path, quick=True))
+
+
+def test_a_diverged_seed_is_counted(small, tmp_path, faked):
+    record = run_sweep(small, arguments(small, tmp_path, units=(4,), arms=("irnn",)))
+    record["cells"][0]["seeds"][0]["diverged"] = True
+    assert "0.15 ± 0.07 (1 diverged)" in markdown(record)
+
+
+def test_a_thinned_curve_keeps_its_end():
+    curve = [{"step": i, "loss": 1 / 3} for i in range(1, 98)]
+    kept = thinned(curve, 20)
+    assert kept[-1] == {"step": 97, "loss": 0.33333} and 20 <= len(kept) <= 25
+
+
+def test_the_command_line_runs_the_committed_table(tmp_path, faked, capsys):
+    assert main(["train", "configs/retrieval_table.py", "--run-dir", str(tmp_path), "--quiet"]) == 0
+    assert "| fast weights | 0.30 ± 0.10 | 1.81 |" in capsys.readouterr().out
+    assert main(["train", "configs/retrieval_table.py", "--units", "7", "--run-dir", "x"]) == 2
+    assert "choose from 20, 50, 100" in capsys.readouterr().err
