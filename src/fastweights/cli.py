@@ -1,4 +1,4 @@
-"""The command line: `fastweights train | eval | ckpt | demo | parity | env`.
+"""The command line: `fastweights VERB ...`; the verbs of language models are in `cli_models`.
 
 Nothing heavy is imported before the verb is known, so that help is quick. A mistake of the user
 ends in a short message on standard error and the exit code of its kind; see `errors`.
@@ -8,6 +8,7 @@ import dataclasses
 import importlib
 import importlib.util
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,13 @@ usage: fastweights VERB ...
   ckpt ls|verify DIR        the checkpoints of a run; whether every byte is still what was saved
   demo [--task catch]       a net with fast weights beside one without, in about a minute;
                             or train a player of Catch and watch it
+  generate --model PATH [--prompt TEXT | --prompt-file FILE]
+                            continue a text, of standard input by default; PATH is a run or a
+                            Hugging Face checkpoint of a language model
+  chat --model PATH         talk to it; it learns from what it reads if it is an in-place model
+  import-hf PATH OUT.py     write the config that continues a checkpoint with test-time training
+  export-hf --run-dir DIR OUT
+                            the model of a run as a Hugging Face checkpoint
   parity PATH               a Hugging Face checkpoint here and in transformers: are the logits one?
   env [--json]              versions and devices, for a bug report
 """
@@ -45,9 +53,14 @@ def main(argv: list[str] | None = None) -> int:
                 f"no such verb: {verb!r}{nearest(verb, VERBS)}", next="fastweights --help"
             )
         VERBS[verb](rest)
+        sys.stdout.flush()
     except FastWeightsError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:
+        # what read standard output has ended, as in `| head`; the buffer must not raise at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -260,11 +273,22 @@ def env(arguments: list[str]) -> None:
         print("\n".join(f"{name}: {value}" for name, value in found.items()))
 
 
+def of_models(name: str) -> Callable[[list[str]], None]:
+    """A verb of `fastweights.cli_models`."""
+    return lambda arguments: getattr(importlib.import_module("fastweights.cli_models"), name)(
+        arguments
+    )
+
+
 VERBS: dict[str, Callable[[list[str]], None]] = {
     "train": train,
     "eval": evaluate,
     "ckpt": ckpt,
     "demo": demo,
+    "generate": of_models("generate"),
+    "chat": of_models("chat"),
+    "import-hf": of_models("import_hf"),
+    "export-hf": of_models("export_hf"),
     "parity": parity,
     "env": env,
 }

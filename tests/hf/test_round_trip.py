@@ -136,6 +136,20 @@ def test_weights_on_a_mesh(axes, tmp_path):
     assert_same(hf.load(tmp_path / "again"), there)
 
 
+def test_weights_on_a_mesh_that_splits_layers(tmp_path):
+    there = model(dataclasses.replace(LLAMA, vocab=60, ttt=TTT))
+    hf.save(there, tmp_path / "out")
+    mesh = jax.make_mesh((2, 2), ("fsdp", "tensor"), axis_types=(AxisType.Auto,) * 2)
+    back = hf.load(tmp_path / "out", mesh=mesh)
+    assert_same(there, back)
+    down = back.blocks[0].mlp.down.kernel[...]  # [2, 40, 32]
+    assert down.addressable_shards[0].data.shape == (2, 20, 16)
+    with pytest.raises(ConfigError, match="kv_heads is 2; mesh.tensor, 4, must divide it"):
+        hf.load(
+            tmp_path / "out", mesh=jax.make_mesh((4,), ("tensor",), axis_types=(AxisType.Auto,))
+        )
+
+
 def test_the_host_never_holds_two_models(tmp_path):
     """Of 24 layers' arrays one is in the making at a time; on a CPU device memory counts too."""
     config = dataclasses.replace(QWEN3, layers=24, intermediate=256, hidden=128)

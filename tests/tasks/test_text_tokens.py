@@ -56,6 +56,7 @@ def test_a_tokenizer_file_there_and_back(file, text):
 def test_a_tokenizer_files_sizes(file):
     tokenizer = load_tokenizer(str(file.parent), "<|end|>")
     assert tokenizer.vocab == 270 and tokenizer.separator == 0
+    assert tokenizer.added == {"<|end|>": 0, "<s>": 1} and tokenizer.opening == (1,)
     assert len(tokenizer.encode("the cat")) < len("the cat")
     assert TokenizerFile(file).separator is None
     assert tokenizer.fingerprint != TokenizerFile(file).fingerprint

@@ -8,7 +8,7 @@ back to the same logits; `fastweights.hf.parity` compares them. In-place layers 
 the released In-Place TTT code.
 """
 
-from fastweights.hf.loading import load
+from fastweights.hf.loading import inspect, load
 from fastweights.hf.saving import save
 
-__all__ = ["load", "save"]
+__all__ = ["inspect", "load", "save"]

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding
 
 from fastweights.errors import CheckpointError, ConfigError
 from fastweights.hf import names
@@ -17,6 +17,7 @@ from fastweights.hf.names import Array
 from fastweights.hf.tensors import Tensors
 from fastweights.models.decoder import Decoder
 from fastweights.models.decoder_config import DecoderConfig, InPlaceTTT
+from fastweights.models.decoder_mesh import check_mesh, partition, path_name
 from fastweights.nn.in_place import InPlaceMLP
 
 
@@ -34,15 +35,15 @@ def load(
     Args:
         path: the directory.
         dtype: of the weights and the computation, whatever the files hold.
-        mesh: where the weights go: each is split along its largest dimension that the axis `fsdp`
-            of the mesh divides, and copied where there is none. None is the default device.
+        mesh: where the weights go, split over its axes `fsdp` and `tensor`, if it has them, as
+            `fastweights.models.decoder_mesh` says. None is the default device.
         ttt: test-time training. None is what config.json says; False switches it off and leaves
             its tensors out; an `InPlaceTTT` is used instead of what config.json says, and layers
             whose tensors are not in the checkpoint start fresh. With the convolution, which starts
             at 0, the logits are those of the base model until it is trained.
 
     Raises:
-        ConfigError: config.json is of a model that we do not build.
+        ConfigError: config.json is of a model that we do not build, or that the mesh cannot split.
         CheckpointError: files or tensors are missing, damaged, surplus, of another shape or
             dtype, or not safetensors.
     """
@@ -60,26 +61,40 @@ def load(
         )
     folder = directory(path)
     config = read_config(read_json(folder / "config.json"), dtype, ttt)
-    shapes = jax.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0)))
-    leaves, structure = jax.tree_util.tree_flatten_with_path(shapes)
-    ours = {path_name(keys): leaf for keys, leaf in leaves}
-    arrays = {array.path: array for array in names.arrays(config, ours.__contains__)}
-    assert arrays.keys() == ours.keys(), arrays.keys() ^ ours.keys()
+    if mesh is not None:
+        check_mesh(config, mesh.shape.get("tensor", 1))
+    ours, arrays, structure = _arrays(config)
     with Tensors(folder) as tensors:
         fresh = _check(tensors, config, arrays, ours, ttt)
         made = [
-            _put(_stack(tensors, arrays[name], leaf, config, fresh), mesh)
+            _put(name, _stack(tensors, arrays[name], leaf, config, fresh), mesh)
             for name, leaf in ours.items()
         ]
     return cast(Decoder, jax.tree.unflatten(structure, made))
 
 
-def path_name(keys: tuple[Any, ...]) -> str:
-    """The path of an array from its keys: "blocks.0.mlp.down.kernel"."""
-    parts = [
-        str(getattr(key, "name", getattr(key, "idx", getattr(key, "key", "")))) for key in keys
-    ]
-    return ".".join(parts[:-1] if parts[-1] == "value" else parts)
+def inspect(path: str | Path, ttt: InPlaceTTT | Literal[False] | None = None) -> DecoderConfig:
+    """What `load` would make of a directory, every tensor checked by name, shape and dtype.
+
+    Only config.json and the headers of the files are read, unless a head beside a tied embedding
+    has to be compared with it. Arguments and errors are those of `load`.
+    """
+    folder = directory(path)
+    config = read_config(read_json(folder / "config.json"), ttt=ttt)
+    ours, arrays, _ = _arrays(config)
+    with Tensors(folder) as tensors:
+        _check(tensors, config, arrays, ours, ttt)
+    return config
+
+
+def _arrays(config: DecoderConfig) -> tuple[dict[str, Any], dict[str, Array], Any]:
+    """Arrays of a decoder by path, as shapes and as tensors they are made of; their tree."""
+    shapes = jax.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0)))
+    leaves, structure = jax.tree_util.tree_flatten_with_path(shapes)
+    ours = {path_name(keys): leaf for keys, leaf in leaves}
+    arrays = {array.path: array for array in names.arrays(config, ours.__contains__)}
+    assert arrays.keys() == ours.keys(), arrays.keys() ^ ours.keys()
+    return ours, arrays, structure
 
 
 def _check(
@@ -155,13 +170,8 @@ def _start(config: DecoderConfig, name: str) -> np.ndarray:
     return np.asarray(jax.jit(make)(jax.random.fold_in(jax.random.key(0), int(name.split(".")[2]))))
 
 
-def _put(x: np.ndarray, mesh: jax.sharding.Mesh | None) -> jax.Array:
+def _put(path: str, x: np.ndarray, mesh: jax.sharding.Mesh | None) -> jax.Array:
     if mesh is None:
         return jax.device_put(x)
-    spec: list[str | None] = [None] * x.ndim
-    parts = mesh.shape.get("fsdp", 1)
-    fitting = [i for i, size in enumerate(x.shape) if size % parts == 0]
-    if parts > 1 and fitting:
-        spec[max(fitting, key=lambda i: x.shape[i])] = "fsdp"
-    sharding = NamedSharding(mesh, PartitionSpec(*spec))
+    sharding = NamedSharding(mesh, partition(path, x.shape, mesh.shape))
     return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])

@@ -15,10 +15,10 @@ from fastweights.errors import CheckpointError, ConfigError
 from fastweights.hf import names
 from fastweights.hf.config import read_json, write_config
 from fastweights.hf.files import INDEX, SINGLE, directory, refuse_link_out
-from fastweights.hf.loading import path_name
 from fastweights.hf.names import Array
 from fastweights.hf.tensors import safetensors
 from fastweights.models.decoder import Decoder
+from fastweights.models.decoder_mesh import path_name
 
 #: what `like` lends besides its config
 COPIED = (
@@ -57,7 +57,7 @@ def save(
     """
     package = safetensors()
     target, source = Path(path).expanduser(), None if like is None else directory(like)
-    _refuse_to_overwrite(target)
+    refuse_to_overwrite(target)
     config = write_config(model.config, source and read_json(source / "config.json"))
     temporary: Path | None = None
     try:
@@ -66,7 +66,7 @@ def save(
         _weights(package, model, temporary, max_shard_bytes)
         _dump(temporary / "config.json", config)
         if source is not None:
-            _copy_tokenizer(source, temporary)
+            copy_tokenizer(source, temporary)
         _open_up(temporary)
         temporary.rename(target)
     except OSError as error:
@@ -81,7 +81,8 @@ def save(
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _copy_tokenizer(source: Path, folder: Path) -> None:
+def copy_tokenizer(source: Path, folder: Path) -> None:
+    """Copy the files of `COPIED` that a directory has, none from outside of it."""
     for file in [file for kind in COPIED for file in source.glob(kind)]:
         refuse_link_out(source, file)
         # what a link leads to: the Hugging Face cache is made of links
@@ -89,7 +90,12 @@ def _copy_tokenizer(source: Path, folder: Path) -> None:
         copy(file, folder / file.name)
 
 
-def _refuse_to_overwrite(target: Path) -> None:
+def refuse_to_overwrite(target: Path) -> None:
+    """Refuse a place that holds something.
+
+    Raises:
+        CheckpointError: it does.
+    """
     if target.is_symlink() or target.is_file() or (target.is_dir() and any(target.iterdir())):
         raise CheckpointError(
             f"{target} is there already and is never overwritten",

@@ -53,6 +53,7 @@ def chat(
     key: Array | None = None,
     max_length: int | None = None,
     template: str = "{}\n",
+    first: str | None = None,
     ask: Callable[[str], str] = input,
     show: Callable[[str], Any] = lambda text: print(text, end="", flush=True),
 ) -> State:
@@ -69,6 +70,7 @@ def chat(
         key: of the sampling.
         max_length: tokens of the whole conversation; None is the model's `max_length`.
         template: what is read for a line; `{}` is the line.
+        first: the same for the first line of a text; None is `template`.
         ask: shows a prompt, returns a line, raises EOFError at the end.
         show: writes a piece of text.
 
@@ -78,8 +80,10 @@ def chat(
     Raises:
         ConfigError: the sampling cannot be, or the template has no place for the line.
     """
-    if "{}" not in template:
-        raise ConfigError(f"template {template!r} has no {{}} for the line", where="template")
+    first = template if first is None else first
+    for text in (template, first):
+        if "{}" not in text:
+            raise ConfigError(f"template {text!r} has no {{}} for the line", where="template")
     state = empty(model, 1, max_length or model.config.max_length)
     forks: list[State] = []
     sampling: dict[str, Any] = {
@@ -101,7 +105,8 @@ def chat(
             if line.startswith("/"):
                 state = command(model, state, forks, line, show)
             elif line:
-                read = np.asarray(tokenizer.encode(template.replace("{}", line)), np.int32)
+                text = (template if int(state.lengths[0]) else first).replace("{}", line)
+                read = np.asarray(tokenizer.encode(text), np.int32)
                 state = extend(model, state, read[None])
                 state = answer(model, tokenizer, state, sampling, show)
         except FastWeightsError as error:
@@ -117,27 +122,50 @@ def answer(
     sampling: dict[str, Any],
     show: Callable[[str], Any],
 ) -> State:
-    """Write an answer while it comes; the state that has read it.
+    """Write an answer and how long the text is now; the state that has read it."""
+    state, _ = write(model, tokenizer, state, sampling, show)
+    show(f"\n[{int(state.lengths[0])} tokens{summary(model, state)}]\n")
+    return state
+
+
+def write(
+    model: Decoder,
+    tokenizer: Tokenizer,
+    state: State,
+    sampling: dict[str, Any],
+    show: Callable[[str], Any],
+) -> tuple[State, int]:
+    """Go on from a state of one row and show the text while it comes, without stop tokens.
 
     A character may take several tokens, so text is shown when it no longer ends within one.
+
+    Args:
+        model: the decoder.
+        tokenizer: tokens to text.
+        state: what has been read.
+        sampling: arguments of `stream`, `stop_tokens` among them.
+        show: writes a piece of text.
+
+    Returns:
+        The state that has read the new tokens, and how many they are, a stop token included.
     """
     steps = stream(model, state, **sampling)
     tokens: list[int] = []
-    shown = ""
-    for _ in itertools.count():
+    shown = text = ""
+    for count in itertools.count():
         try:
-            tokens.append(int(next(steps).tokens[0]))
+            token = int(next(steps).tokens[0])
         except StopIteration as end:
-            state = end.value
-            break
-        if tokens[-1] in sampling["stop_tokens"]:
+            show(text[len(shown) :])  # a character that was never completed
+            return end.value, count
+        if token in sampling["stop_tokens"]:
             continue
+        tokens.append(token)
         text = tokenizer.decode(np.asarray(tokens, np.int32))
         if not text.endswith("\ufffd"):
             show(text[len(shown) :])
             shown = text
-    show(f"\n[{int(state.lengths[0])} tokens{_summary(model, state)}]\n")
-    return state
+    raise AssertionError("a stream ends")
 
 
 def command(
@@ -159,7 +187,7 @@ def command(
         loaded = load(model, rest)
         if len(loaded.lengths) != 1:
             raise ConfigError(f"the state has {len(loaded.lengths)} rows, not 1", where=rest)
-        show(f"[{int(loaded.lengths[0])} tokens{_summary(model, loaded)}]\n")
+        show(f"[{int(loaded.lengths[0])} tokens{summary(model, loaded)}]\n")
         return loaded
     if name == "/fork":
         forks.append(state)
@@ -169,7 +197,7 @@ def command(
         if not (rest or "1").isdigit() or not 1 <= int(rest or len(forks)) <= len(forks):
             raise ConfigError(f"there are {len(forks)} forks", where=line, next="/fork makes one")
         state = forks[int(rest or len(forks)) - 1]
-        show(f"[{int(state.lengths[0])} tokens{_summary(model, state)}]\n")
+        show(f"[{int(state.lengths[0])} tokens{summary(model, state)}]\n")
         return state
     if name == "/drift":
         for layer, far in zip(model.config.ttt_layers, drift(model, state)[:, 0], strict=True):
@@ -179,8 +207,8 @@ def command(
     return state
 
 
-def _summary(model: Decoder, state: State) -> str:
-    """The largest drift, of a model that learns."""
+def summary(model: Decoder, state: State) -> str:
+    """The largest drift, of a model that learns, as the end of a sentence."""
     if not model.config.ttt_layers:
         return ""
     far = float(jax.numpy.max(drift(model, state)))

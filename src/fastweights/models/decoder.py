@@ -17,8 +17,10 @@ from jax import Array
 from jax.nn.initializers import normal
 
 from fastweights.models.decoder_config import DecoderConfig, Kind, check
+from fastweights.models.decoder_mesh import whole, whole_block
 from fastweights.nn.attention import Attention
 from fastweights.nn.in_place import InPlaceMLP
+from fastweights.nn.mesh import BATCH, split
 from fastweights.nn.mlp import MLP
 from fastweights.nn.norm import RMSNorm
 from fastweights.nn.rope import document_positions
@@ -149,16 +151,16 @@ class Decoder(nnx.Module):
 
     def embedded(self, tokens: Array) -> Array:
         """Token embeddings `[..., D]` in the dtype of the computation; NaN for no token of ours."""
-        rows = jnp.take(self.embed.embedding[...], tokens, axis=0, mode="fill", fill_value=jnp.nan)
+        table = whole("embed.embedding", self.embed.embedding[...])
+        rows = jnp.take(table, tokens, axis=0, mode="fill", fill_value=jnp.nan)
         return rows.astype(self.config.dtype)
 
     def logits(self, features: Array) -> Array:
         """Final features `[..., D]` to logits `[..., vocab]`, float32."""
-        kernel = self.embed.embedding[...] if self.head is None else self.head.kernel[...]
         contract = (((features.ndim - 1,), (1 if self.head is None else 0,)), ((), ()))
         return jax.lax.dot_general(
             features,
-            kernel.astype(features.dtype),
+            unembedding(self).astype(features.dtype),
             contract,
             preferred_element_type=jnp.float32,
         )
@@ -180,13 +182,14 @@ class Decoder(nnx.Module):
         config = self.config
         ids = jnp.ones_like(tokens) if segment_ids is None else segment_ids
         positions = document_positions(ids)
-        embedded = self.embedded(tokens)
+        embedded = split(self.embedded(tokens), BATCH, None, None)
         run = _rematerialised(config, stats)
 
         def turn(x: Array, blocks: Any) -> tuple[Array, list[Array]]:
             drifts = []
             for block in blocks:
                 x, drift = run(block, x, embedded, positions, segment_ids)
+                x = split(x, BATCH, None, None)
                 drifts += [] if drift is None else [drift]
             return x, drifts
 
@@ -202,6 +205,15 @@ class Decoder(nnx.Module):
         return self.logits(self.features(tokens, segment_ids))
 
 
+def unembedding(model: Any) -> Array:
+    """What makes a decoder's logits of its features: the head `[D, vocab]`, or a tied embedding
+    `[vocab, D]`.
+    """
+    if model.head is None:
+        return whole("embed.embedding", model.embed.embedding[...])
+    return whole("head.kernel", model.head.kernel[...])
+
+
 def _rematerialised(
     config: DecoderConfig, stats: bool
 ) -> Callable[..., tuple[Array, Array | None]]:
@@ -210,7 +222,7 @@ def _rematerialised(
     Blocks are wrapped one by one: to wrap a whole period would hold the inner values of p blocks at
     once, of all of them where the pattern never repeats.
     """
-    call = lambda block, *inputs: block(*inputs, stats)
+    call = lambda block, *inputs: whole_block(block)(*inputs, stats)
     if config.remat == "none":
         return call
     policy = (

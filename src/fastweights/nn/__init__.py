@@ -1,15 +1,26 @@
 """Flax modules: recurrent cells and the layers the models are made of."""
 
 from fastweights.nn.associative_lstm import AssociativeLSTM
+from fastweights.nn.attention import Attention
+from fastweights.nn.in_place import InPlaceMLP, InPlaceTTT
 from fastweights.nn.initializers import Start, embedding_start, kernel_start, scaled_identity
+from fastweights.nn.mlp import MLP
+from fastweights.nn.norm import RMSNorm
 from fastweights.nn.recurrent import LSTM, RNN, CellName, FastWeightCell, make_cell, unroll
+from fastweights.nn.rope import Rope
 
 __all__ = [
     "LSTM",
+    "MLP",
     "RNN",
     "AssociativeLSTM",
+    "Attention",
     "CellName",
     "FastWeightCell",
+    "InPlaceMLP",
+    "InPlaceTTT",
+    "RMSNorm",
+    "Rope",
     "Start",
     "embedding_start",
     "kernel_start",

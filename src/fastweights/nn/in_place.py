@@ -16,9 +16,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
 from fastweights.errors import ConfigError
+from fastweights.nn import mesh
 from fastweights.nn.mlp import MLP
 from fastweights.rules.in_place import clip_norm, write_limit
 from fastweights.rules.in_place_chunk import deltas, read
@@ -238,21 +240,46 @@ class InPlaceMLP(MLP):
         if x.shape[1] <= ttt.chunk:
             y = slow()  # nobody reads the one chunk's write
         else:
-            scan = functools.partial(
-                chunk_scan,
-                self.slow,
-                chunk=ttt.chunk,
-                lr=ttt.lr,
-                clip=ttt.clip,
-                clip_relative=ttt.clip_relative,
-                clip_after_lr=ttt.clip_after_lr,
-                final=False,
-            )
-            rows = jax.vmap(lambda z, v, ids: scan(z, v, segments=ids)[0])
-            y = rows(z, self.targets(target, segment_ids), segment_ids)
+            y = self._learn(z, self.targets(target, segment_ids), segment_ids)
         if not return_stats:
             return y
         return y, {"drift": drift(y, slow(), segment_ids)}
+
+    def _learn(self, z: Array, v: Array, segment_ids: Array | None) -> Array:
+        """Read and write chunk by chunk: `[B, T, F]`, `[B, T, D] -> [B, T, D]`.
+
+        Where a mesh splits F over `tensor`, what a token reads is a sum over devices. Left to XLA
+        it would be taken chunk by chunk. Here each part of F is scanned by itself, and its outputs
+        are summands that are added up once, as those of a plain down projection are. Clipping adds
+        a number a chunk, the gradient, which to V is a sum over F, another `[B, T, D]` a layer.
+        """
+        ttt, parts = self.ttt, mesh.sizes(z).get("tensor", 1)
+        scan = functools.partial(
+            chunk_scan,
+            chunk=ttt.chunk,
+            lr=ttt.lr,
+            clip=ttt.clip,
+            clip_relative=ttt.clip_relative,
+            clip_after_lr=ttt.clip_after_lr,
+            final=False,
+            axis_name=None if parts == 1 else "tensor",
+        )
+        rows = jax.vmap(lambda w, z, v, ids: scan(w, z, v, segments=ids)[0], (None, 0, 0, 0))
+        if parts == 1:
+            return rows(self.slow, z, v, segment_ids)
+        # with a copy of V for each part nothing is replicated, and both sums are written out: this
+        # one, and its mirror image in the gradient of the copies
+        first, last = PartitionSpec("tensor"), PartitionSpec(None, "tensor")
+        summands = jax.shard_map(
+            lambda w, z, v, ids: rows(w, z, v[0], ids)[None],
+            mesh=jax.typeof(z).sharding.mesh,
+            in_specs=(last, PartitionSpec(None, *last), first, PartitionSpec()),
+            out_specs=first,
+            axis_names={"tensor"},
+            check_vma=False,
+        )
+        copies = jnp.broadcast_to(v[None], (parts, *v.shape))
+        return jax.lax.reduce_sum(summands(self.slow, z, copies, segment_ids), (0,))
 
 
 def drift(y: Array, slow: Array, segment_ids: Array | None) -> Array:

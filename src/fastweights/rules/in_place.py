@@ -52,23 +52,35 @@ def inner_loss(weights: Array, z: Array, v: Array) -> Array:
     return -jnp.sum((z @ weights.T) * v)
 
 
-def frobenius(x: Array) -> Array:
-    """sqrt(Σ x²), with gradient 0 at 0."""
+def frobenius(x: Array, axis_name: str | None = None) -> Array:
+    """sqrt(Σ x²), with gradient 0 at 0; `axis_name` as in `clip_norm`."""
     square = jnp.sum(x * x)
+    if axis_name is not None:
+        square = jax.lax.psum(square, axis_name)
     positive = square > 0
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1)), 0)
 
 
-def clip_norm(delta: Array, limit: Array | None) -> Array:
-    """`delta` scaled down to Frobenius norm `limit` if it is longer; None leaves it."""
+def clip_norm(delta: Array, limit: Array | None, axis_name: str | None = None) -> Array:
+    """`delta` scaled down to Frobenius norm `limit` if it is longer; None leaves it.
+
+    With `axis_name` it is a part of a matrix, of which each index of that mapped axis has another,
+    and the norm is that of the whole: one number is summed over the axis.
+    """
     if limit is None:
         return delta
-    norm = frobenius(delta)
+    norm = frobenius(delta, axis_name)
     return delta * jnp.where(norm > limit, limit / jnp.maximum(norm, limit), 1).astype(delta.dtype)
 
 
 def write_limit(
-    w0: Array, lr: float, tau: float | None, *, relative: bool = False, after_lr: bool = True
+    w0: Array,
+    lr: float,
+    tau: float | None,
+    *,
+    relative: bool = False,
+    after_lr: bool = True,
+    axis_name: str | None = None,
 ) -> Array | None:
     """What `tau` means as a limit on the norm of η Σ v zᵀ: `[] float32`; None if it is None.
 
@@ -78,11 +90,12 @@ def write_limit(
         tau: the largest norm of a write.
         relative: `tau` is in units of the norm of `w0`; gradients flow to it.
         after_lr: `tau` limits η Σ v zᵀ; otherwise it limits Σ v zᵀ.
+        axis_name: `w0` is a part of the weights; see `clip_norm`.
     """
     if tau is None:
         return None
     dtype = jnp.promote_types(w0.dtype, jnp.float32)
-    size = frobenius(w0.astype(dtype)) if relative else jnp.ones((), dtype)
+    size = frobenius(w0.astype(dtype), axis_name) if relative else jnp.ones((), dtype)
     return size * (tau if after_lr else tau * abs(lr))
 
 

@@ -16,6 +16,7 @@ class Plan(NamedTuple):
     chunk: int  # C, tokens per write
     lr: float  # η
     final: bool  # is the last chunk's write wanted
+    axis_name: str | None  # mapped axis over which f is split
 
 
 def contract(a: Array, b: Array, axes: tuple[int, int], dtype=None) -> Array:
@@ -33,16 +34,30 @@ def read(weights: Array, z: Array) -> Array:
     return contract(z, weights, (1, 1), z.dtype)
 
 
+def outer(a: Array, b: Array) -> Array:
+    """Aᵀ B, a sum over tokens: `[C, m]`, `[C, n] -> [m, n]`, as `contract`."""
+    if jax.default_backend() != "cpu":
+        return contract(a, b, (0, 0))
+    # XLA's fast product on a CPU wants A turned before, and XLA would fold the turn into the product
+    return contract(lax.optimization_barrier(a.T), b, (1, 0))
+
+
 def deltas(z: Array, v: Array, lr: float) -> Array:
     """η Vᵀ Z: `[C, f]`, `[C, d] -> [d, f]`."""
-    return lr * contract(v, z, (0, 0))
+    return lr * outer(v, z)
 
 
-def clipped(delta: Array, limit: Array | None):
-    """`clip_norm` and how its gradient goes back: `(clip, G -> (gradient to delta, to limit))`."""
+def written(plan: Plan, z: Array, v: Array, limit: Array | None) -> Array:
+    """What a chunk writes: η Vᵀ Z, clipped."""
+    return clip_norm(deltas(z, v, plan.lr), limit, plan.axis_name)
+
+
+def written_and_back(plan: Plan, z: Array, v: Array, limit: Array | None):
+    """`written` and its gradient's way back: `(written, G -> (gradient to η Vᵀ Z, to limit))`."""
+    delta = deltas(z, v, plan.lr)
     if limit is None:
         return delta, lambda g: (g, None)
-    return jax.vjp(clip_norm, delta, limit)
+    return jax.vjp(lambda delta, limit: clip_norm(delta, limit, plan.axis_name), delta, limit)
 
 
 def piece(x: Array, index: Array, chunk: int) -> Array:

@@ -16,17 +16,17 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from fastweights.rules.in_place import clip_norm
 from fastweights.rules.in_place_chunk import (
     Plan,
-    clipped,
     contract,
-    deltas,
+    outer,
     over_chunks,
     piece,
     put,
     read,
     writes,
+    written,
+    written_and_back,
 )
 
 
@@ -76,7 +76,7 @@ def _chunk(plan: Plan, at: Layout, i, z, v):
     return zi, jnp.where(piece(at.stores, i, plan.chunk), vi, 0)
 
 
-def _write(weights, w0, goes_on, delta):
+def _after(weights, w0, goes_on, delta):
     return jnp.where(goes_on, weights, w0.astype(weights.dtype)) + delta
 
 
@@ -89,8 +89,7 @@ def _forward(plan, w0, start, limit, z, v, segments):
         weights, y = carry
         zi, vi = _chunk(plan, at, i, z, v)
         y = put(y, read(weights, zi), i * plan.chunk)
-        delta = clip_norm(deltas(zi, vi, plan.lr), limit)
-        return _write(weights, w0, at.goes_on[i], delta), y
+        return _after(weights, w0, at.goes_on[i], written(plan, zi, vi, limit)), y
 
     y = jnp.zeros((len(z), v.shape[1]), z.dtype)
     weights, y = over_chunks(body, (start, y), count)
@@ -101,8 +100,7 @@ def _forward(plan, w0, start, limit, z, v, segments):
         final = weights
         if len(z) - last == plan.chunk:
             zl, vl = _chunk(plan, at, count, z, v)
-            delta = clip_norm(deltas(zl, vl, plan.lr), limit)
-            final = _write(weights, w0, at.goes_on[count], delta)
+            final = _after(weights, w0, at.goes_on[count], written(plan, zl, vl, limit))
     return (y, final), (w0, start, limit, z, v, segments)
 
 
@@ -122,8 +120,7 @@ def _backward(plan, saved, cotangents):
         dz = put(
             dz, piece(dz, i, plan.chunk) + contract(piece(dy, i, plan.chunk), weights, (1, 0)), row
         )
-        delta = clip_norm(deltas(zi, vi, plan.lr), limit)
-        return _write(weights, w0, at.goes_on[i], delta), dz
+        return _after(weights, w0, at.goes_on[i], written(plan, zi, vi, limit)), dz
 
     dz = contract(fresh, w0, (1, 0), z.dtype)
     weights, dz = over_chunks(forwards, (start, dz), count)
@@ -135,7 +132,7 @@ def _backward(plan, saved, cotangents):
         zi, vi = _chunk(plan, at, i, z, v)
         d_delta = grad
         if limit is not None:
-            d_delta, more = clipped(deltas(zi, vi, plan.lr), limit)[1](grad)
+            d_delta, more = written_and_back(plan, zi, vi, limit)[1](grad)
             d_limit = more + d_limit
         row = i * plan.chunk
         dz = put(dz, piece(dz, i, plan.chunk) + plan.lr * contract(vi, d_delta, (1, 0)), row)
@@ -147,16 +144,16 @@ def _backward(plan, saved, cotangents):
     def backwards(carry, i):
         grad, *rest = unwrite(carry, i)
         zi, di = piece(z, i, plan.chunk), piece(dy, i, plan.chunk)
-        return grad + contract(di, zi, (0, 0)), *rest
+        return grad + outer(di, zi), *rest
 
     grad = jnp.zeros_like(start) if d_final is None else d_final
-    d_w0 = contract(fresh, z, (0, 0)).astype(start.dtype)
+    d_w0 = outer(fresh, z).astype(start.dtype)
     d_limit = None if limit is None else jnp.zeros_like(limit)
     carry = (grad, d_w0, d_limit, dz, jnp.zeros_like(v))
     if plan.final and len(z) - last == plan.chunk:
         carry = unwrite(carry, count)
     grad, *rest = carry
-    carry = (grad + contract(dy[last:], z[last:], (0, 0)), *rest)
+    carry = (grad + outer(dy[last:], z[last:]), *rest)
     grad, d_w0, d_limit, dz, dv = over_chunks(backwards, carry, count, reverse=True)
     return jnp.asarray(d_w0, w0.dtype), grad, d_limit, dz, dv, None
 

@@ -20,17 +20,18 @@ import jax.numpy as jnp
 from jax import Array
 
 from fastweights.rules.base import sequence_length
-from fastweights.rules.in_place import clip_norm, write_limit
+from fastweights.rules.in_place import write_limit
 from fastweights.rules.in_place_chunk import (
     Plan,
-    clipped,
     contract,
-    deltas,
+    outer,
     over_chunks,
     piece,
     put,
     read,
     writes,
+    written,
+    written_and_back,
 )
 from fastweights.rules.in_place_packed import packed_scan
 
@@ -48,7 +49,7 @@ def _forward(plan, start, limit, z, v):
         weights, y = carry
         zi, vi = piece(z, i, plan.chunk), piece(v, i, plan.chunk)
         y = put(y, read(weights, zi), i * plan.chunk)
-        return weights + clip_norm(deltas(zi, vi, plan.lr), limit), y
+        return weights + written(plan, zi, vi, limit), y
 
     y = jnp.zeros((len(z), v.shape[1]), z.dtype)
     weights, y = over_chunks(body, (start, y), count)
@@ -56,7 +57,7 @@ def _forward(plan, start, limit, z, v):
     final = None
     if plan.final:
         full = len(z) - last == plan.chunk
-        final = weights + clip_norm(deltas(z[last:], v[last:], plan.lr), limit) if full else weights
+        final = weights + written(plan, z[last:], v[last:], limit) if full else weights
     return (y, final), (weights, limit, z, v)
 
 
@@ -71,23 +72,23 @@ def _backward(plan, saved, cotangents):
     dz, dv = jnp.zeros_like(z), jnp.zeros_like(v)
     dz_last = contract(dl, weights, (1, 0))
     if plan.final and len(zl) == plan.chunk:
-        d_delta, d_limit = clipped(deltas(zl, vl, plan.lr), limit)[1](grad)
+        d_delta, d_limit = written_and_back(plan, zl, vl, limit)[1](grad)
         dz_last += plan.lr * contract(vl, d_delta, (1, 0))
         dv = put(dv, plan.lr * contract(zl, d_delta, (1, 1)), last)
     dz = put(dz, dz_last, last)
-    grad = grad + contract(dl, zl, (0, 0))
+    grad = grad + outer(dl, zl)
 
     def body(carry, i):
         weights, grad, d_limit, dz, dv = carry
         zi, vi, di = (piece(x, i, plan.chunk) for x in (z, v, dy))
-        delta, pull = clipped(deltas(zi, vi, plan.lr), limit)
+        delta, pull = written_and_back(plan, zi, vi, limit)
         weights = weights - delta
         d_delta, more = pull(grad)
         dz_i = contract(di, weights, (1, 0)) + plan.lr * contract(vi, d_delta, (1, 0))
         dz = put(dz, dz_i, i * plan.chunk)
         dv = put(dv, plan.lr * contract(zi, d_delta, (1, 1)), i * plan.chunk)
         d_limit = None if d_limit is None else d_limit + more
-        return weights, grad + contract(di, zi, (0, 0)), d_limit, dz, dv
+        return weights, grad + outer(di, zi), d_limit, dz, dv
 
     carry = (weights, grad, d_limit, dz, dv)
     _, grad, d_limit, dz, dv = over_chunks(body, carry, count, reverse=True)
@@ -110,6 +111,7 @@ def chunk_scan(
     segments: Array | None = None,
     start: Array | None = None,
     final: bool = True,
+    axis_name: str | None = None,
 ) -> tuple[Array, Array | None]:
     """In-Place TTT on one sequence: every chunk of `chunk` tokens is read, then written.
 
@@ -131,6 +133,10 @@ def chunk_scan(
             writes nothing. None: one document.
         start: `[d, f]` float32, the state to go on from, of the first document; `w0` by default.
         final: is the state at the end wanted; False saves the last write.
+        axis_name: mapped axis (of `jax.shard_map`) over which f is split: `w0` and `z` are a part
+            of the columns, `v` is whole. The outputs are then summands, one a part, which the
+            caller adds up, and so is the gradient to `v`. Of the other parts a part needs nothing
+            but, with `clip`, one number a chunk.
 
     Returns:
         `[T, d]` outputs, and the fast weights `[d, f]` float32 after the last complete chunk (of
@@ -142,10 +148,12 @@ def chunk_scan(
     if chunk < 1:
         raise ValueError(f"chunk must be at least 1, got {chunk}")
     sequence_length((z, v))
-    limit = write_limit(w0, lr, clip, relative=clip_relative, after_lr=clip_after_lr)
+    limit = write_limit(
+        w0, lr, clip, relative=clip_relative, after_lr=clip_after_lr, axis_name=axis_name
+    )
     state_dtype = jnp.promote_types(w0.dtype, jnp.float32)
     state = w0.astype(state_dtype) if start is None else start.astype(state_dtype)
-    plan = Plan(chunk, lr, final)
+    plan = Plan(chunk, lr, final, axis_name)
     if segments is None:
         return _scan(plan, state, limit, z, v)
     return packed_scan(plan, w0, state, limit, z, v, segments)

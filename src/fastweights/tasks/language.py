@@ -1,6 +1,7 @@
 """Language modelling: the next token of text files, with rows of one length and chunked loss."""
 
 import dataclasses
+import functools
 import math
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -12,9 +13,10 @@ from flax import nnx
 from jax import Array
 
 from fastweights.errors import DataError
-from fastweights.models.decoder import Decoder
+from fastweights.models.decoder import Decoder, unembedding
 from fastweights.models.decoder_config import DecoderConfig
 from fastweights.models.decoder_config import problems as decoder_problems
+from fastweights.nn import mesh
 from fastweights.nn.cross_entropy import token_losses
 from fastweights.tasks.base import Data
 from fastweights.tasks.language_data import Document, split_documents
@@ -155,6 +157,13 @@ def mean(losses: Array, there: Array) -> Array:
 
 def head_losses(model: Any, features: Array, target: Array, block: int = 512) -> Array:
     """Token losses from a decoder's last features `[B, T, D]`, by its head or tied embedding."""
-    tied = model.head is None
-    kernel = model.embed.embedding if tied else model.head.kernel
-    return token_losses(features, kernel[...], target, block=block, vocab_first=tied)
+    losses = functools.partial(token_losses, block=block, vocab_first=model.head is None)
+    kernel, sizes = unembedding(model), mesh.sizes(features)
+    parts = math.prod(sizes.get(name, 1) for name in mesh.BATCH)
+    if parts == 1 or len(target) % parts:
+        return losses(features, kernel, target)
+    # every part of the batch sums its own gradient to the kernel over blocks, so that devices add
+    # theirs up once and not once a block
+    cut = lambda x: mesh.split(x.reshape(parts, -1, *x.shape[1:]), mesh.BATCH, *[None] * x.ndim)
+    found = jax.vmap(losses, (0, None, 0))(cut(features), kernel, cut(target))
+    return found.reshape(target.shape)

@@ -17,6 +17,10 @@ class Tokenizer(Protocol):
     vocab: int
     #: id put before and after each document, None for no such token
     separator: int | None
+    #: tokens that no ordinary text makes, by their text
+    added: dict[str, int]
+    #: what the tokenizer asks to be put before a text that starts here; `encode` does not
+    opening: tuple[int, ...]
     #: changes when the ids of a text would
     fingerprint: str
 
@@ -38,6 +42,8 @@ class Bytes:
 
     vocab = 264
     separator: int | None = 256
+    added: dict[str, int] = {"<|separator|>": 256}
+    opening: tuple[int, ...] = ()
     fingerprint = "bytes"
 
     def encode(self, text: str) -> np.ndarray:
@@ -70,7 +76,8 @@ class TokenizerFile:
             raise ConfigError(
                 "a tokenizer.json is read by the package `tokenizers`, which is not installed",
                 where=path,
-                next="pip install tokenizers, or --task.tokenizer bytes",
+                next="pip install tokenizers, or 'fastweights[hf]'; bytes, --task.tokenizer bytes, "
+                "need no package",
             ) from error
         file = Path(path).expanduser()
         file = file / "tokenizer.json" if file.is_dir() else file
@@ -92,6 +99,11 @@ class TokenizerFile:
                 where=file,
                 next="name one of its special tokens in --task.separator, or None",
             )
+        found = self._tokenizer.get_added_tokens_decoder()
+        self.added = {token.content: i for i, token in found.items()}
+        sample = self._tokenizer.encode("a")
+        count = (sample.special_tokens_mask + [0]).index(0)
+        self.opening = tuple(sample.ids[:count])
         self.fingerprint = hashlib.sha256(f"{separator}\n{text}".encode()).hexdigest()
 
     def encode(self, text: str) -> np.ndarray:

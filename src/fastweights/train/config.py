@@ -9,6 +9,7 @@ from typing import Any, Literal
 from fastweights.errors import ConfigError
 from fastweights.models.convnet import ConvNetModel
 from fastweights.models.decoder_config import DecoderConfig
+from fastweights.models.decoder_mesh import problems as mesh_problems
 from fastweights.models.glimpse import GlimpseModel
 from fastweights.models.retrieval import RetrievalModel
 from fastweights.tasks.base import Data, Task
@@ -65,15 +66,38 @@ class Train:
 
 @dataclasses.dataclass(frozen=True)
 class Mesh:
-    """Devices: `data` copies of the model, its parameters split `fsdp` ways. Batches go to both."""
+    """Devices, `data` x `fsdp` x `tensor` of them.
+
+    Attributes:
+        data: copies of the model, each with its share of a batch.
+        fsdp: devices that share the parameters of a copy, and its batch. A matrix is put together
+            where it is used.
+        tensor: devices that share the work of each layer of a decoder on the same examples: heads,
+            the inside of the MLPs and the vocabulary. Must divide `model.heads`, `kv_heads`,
+            `intermediate` and `vocab`.
+    """
 
     data: int = 1
     fsdp: int = 1
+    tensor: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Everything that decides what a run does."""
+    """Everything that decides what a run does.
+
+    Attributes:
+        task: what is learned.
+        model: what learns it.
+        optim: the slow weights' optimiser.
+        train: length and rhythm.
+        mesh: devices.
+        data: where data sets are.
+        seed: of the weights and of the order of the data.
+        start: directory of a Hugging Face checkpoint that the slow weights of a DecoderConfig start
+            from, where the run has none of its own yet; None for random ones. In-place layers that
+            the checkpoint does not have start fresh.
+    """
 
     task: Retrieval | Glimpses | Faces | Language
     model: RetrievalModel | GlimpseModel | ConvNetModel | DecoderConfig
@@ -82,12 +106,15 @@ class Config:
     mesh: Mesh = Mesh()
     data: Data = Data()
     seed: int = 0
+    start: str | None = None
 
 
-#: a resumed run may differ in these: they change how long and how often, not what is computed
+#: a resumed run may differ in these: they change how long and how often, not what is computed;
+#: `start` was used before its first checkpoint
 FREE_TO_CHANGE = (
     "data.dir",
     "data.manual_dir",
+    "start",
     "train.steps",
     "train.eval_every",
     "train.checkpoint_every",
@@ -127,6 +154,7 @@ def check(config: Config) -> None:
         },
         "mesh.data": config.mesh.data,
         "mesh.fsdp": config.mesh.fsdp,
+        "mesh.tensor": config.mesh.tensor,
     }
     found += [f"{k} is {v}; it must be at least 1" for k, v in positive.items() if v < 1]
     devices = config.mesh.data * config.mesh.fsdp
@@ -134,6 +162,18 @@ def check(config: Config) -> None:
         found.append(
             f"train.batch is {config.train.batch}; it must divide evenly over the mesh's "
             f"{config.mesh.data} x {config.mesh.fsdp} devices"
+        )
+    if isinstance(config.model, DecoderConfig):
+        found += [f"model.{text}" for text in mesh_problems(config.model, config.mesh.tensor)]
+    elif config.mesh.tensor > 1:
+        found.append(
+            f"mesh.tensor is {config.mesh.tensor}; it splits the layers of a language model, "
+            "model = DecoderConfig(...), and must be 1 for others"
+        )
+    if config.start is not None and not isinstance(config.model, DecoderConfig):
+        found.append(
+            f"start is {config.start!r}; only a language model, model = DecoderConfig(...), starts "
+            "from a checkpoint"
         )
     optim = config.optim
     not_negative = {"optim.lr": optim.lr, "optim.warmup": optim.warmup, "seed": config.seed}

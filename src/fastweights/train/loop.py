@@ -12,13 +12,14 @@ import numpy as np
 from fastweights.errors import ConfigError, DataError, NumericalError, Preempted
 from fastweights.tasks.batches import eval_batches, train_batches
 from fastweights.train import run_dir as runs
-from fastweights.train.checkpoint import Checkpoints
+from fastweights.train.checkpoint import Checkpoints, Restored
 from fastweights.train.config import Config, check
 from fastweights.train.mesh import make_mesh, put_batch
 from fastweights.train.metrics import Metrics, read
 from fastweights.train.progress import Progress, warn
 from fastweights.train.signals import StopRequest
-from fastweights.train.state import TrainState, init_state, parameter_count
+from fastweights.train.start import check_start, start_state
+from fastweights.train.state import TrainState, abstract_state, init_state, parameter_count
 from fastweights.train.step import make_eval_step, make_train_step
 
 Table = Mapping[str, np.ndarray]
@@ -44,11 +45,13 @@ def train(config: Config, run_dir: str | Path, *, quiet: bool = False) -> Result
     Raises:
         ConfigError: the config cannot run, or `run_dir` holds a run of another config.
         DataError: the task's data is missing or damaged.
-        CheckpointError: the run directory cannot be written, or no checkpoint in it can be trusted.
+        CheckpointError: the run directory cannot be written, or no checkpoint in it can be trusted;
+            or the one in `config.start` does not fit.
         NumericalError: loss or gradient was not finite; the state before that update is saved.
         Preempted: a signal asked the run to stop; its state is saved.
     """
     check(config)
+    check_start(config, Path(run_dir))
     mesh = make_mesh(config.mesh)
     directory = runs.open_run(Path(run_dir), config)
     plan = config.train
@@ -72,13 +75,17 @@ def train(config: Config, run_dir: str | Path, *, quiet: bool = False) -> Result
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
-        state = init_state(config, mesh)
-        restored = checkpoints.restore(state, batches)
+        restored = checkpoints.restore(abstract_state(config, mesh), batches)
         start = 0
         if restored is not None:
             check_data(restored.extra, data, directory)
             state, start = restored.state, restored.step
             progress.note(f"resumed at step {start} of {plan.steps}")
+        elif config.start is not None:
+            with progress.working(f"loading {config.start}"):
+                state = start_state(config, mesh)
+        else:
+            state = init_state(config, mesh)
         progress.note(
             f"{parameter_count(state.model):,} parameters, mesh {dict(mesh.shape)}, "
             f"{len(tables['train']['target']):,} training examples"
@@ -237,18 +244,9 @@ def evaluate_run(run_dir: str | Path, split: str = "test", which: str = "best") 
         ConfigError: there is no run, or it has no checkpoint yet.
         CheckpointError: the checkpoint is damaged.
     """
-    directory = Path(run_dir)
-    config = runs.load_config(directory)
+    config = runs.load_config(Path(run_dir))
     mesh = make_mesh(config.mesh)
-    with Checkpoints(directory / "checkpoints", report=warn) as checkpoints:
-        best = [info.step for info in checkpoints.infos() if info.best] if which == "best" else []
-        restored = checkpoints.restore(init_state(config, mesh), step=best[0] if best else None)
-    if restored is None:
-        raise ConfigError(
-            "this run has no checkpoint yet",
-            where=directory,
-            next="train it further; --train.checkpoint-every says how often it is saved",
-        )
+    restored = restore_run(run_dir, config, mesh, which)
     table = config.task.load(split, config.data)
     scores = evaluate_table(
         make_eval_step(config.task),
@@ -258,3 +256,32 @@ def evaluate_run(run_dir: str | Path, split: str = "test", which: str = "best") 
         batch=config.train.batch,
     )
     return {"step": restored.step, "split": split, **scores}
+
+
+def restore_run(
+    run_dir: str | Path, config: Config, mesh: jax.sharding.Mesh, which: str = "best"
+) -> Restored:
+    """A run's checkpoint, on any mesh.
+
+    Args:
+        run_dir: the run.
+        config: the run's own.
+        mesh: where the state goes.
+        which: "best" by the task's validation score, or "last", which is also taken where none was
+            scored.
+
+    Raises:
+        ConfigError: the run has no checkpoint yet.
+        CheckpointError: the checkpoint is damaged.
+    """
+    with Checkpoints(Path(run_dir) / "checkpoints", report=warn) as checkpoints:
+        best = [info.step for info in checkpoints.infos() if info.best] if which == "best" else []
+        state = abstract_state(config, mesh)
+        restored = checkpoints.restore(state, step=best[0] if best else None)
+    if restored is None:
+        raise ConfigError(
+            "this run has no checkpoint yet",
+            where=run_dir,
+            next="train it further; --train.checkpoint-every says how often it is saved",
+        )
+    return restored

@@ -1,15 +1,20 @@
-"""Where arrays live: a mesh with a `data` and an `fsdp` axis, from one laptop core to a pod."""
+"""Where arrays live: a mesh of axes `data`, `fsdp` and `tensor`, from one laptop core to a pod."""
 
+import math
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 from fastweights.errors import ConfigError
+from fastweights.models import decoder_mesh
+from fastweights.models.decoder import Decoder
+from fastweights.nn import mesh as nn_mesh
 from fastweights.train import config as cfg
 
-BATCH = PartitionSpec(("data", "fsdp"))
+AXES = ("data", "fsdp", "tensor")
+BATCH = PartitionSpec(nn_mesh.BATCH)
 
 
 def make_mesh(config: cfg.Mesh) -> jax.sharding.Mesh:
@@ -18,28 +23,28 @@ def make_mesh(config: cfg.Mesh) -> jax.sharding.Mesh:
     Raises:
         ConfigError: there are not enough devices.
     """
-    wanted, there = config.data * config.fsdp, jax.device_count()
+    sizes = (config.data, config.fsdp, config.tensor)
+    wanted, there = math.prod(sizes), jax.device_count()
     if wanted > there:
         raise ConfigError(
-            f"the mesh needs {config.data} x {config.fsdp} = {wanted} devices; there are {there}",
-            where="mesh.data, mesh.fsdp",
+            f"the mesh needs {' x '.join(map(str, sizes))} = {wanted} devices; there are {there}",
+            where="mesh.data, mesh.fsdp, mesh.tensor",
             next="make the mesh smaller; on CPUs, JAX_NUM_CPU_DEVICES=N pretends to have N devices",
         )
     return jax.make_mesh(
-        (config.data, config.fsdp),
-        ("data", "fsdp"),
-        axis_types=(AxisType.Auto, AxisType.Auto),
-        devices=jax.devices()[:wanted],
+        sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=jax.devices()[:wanted]
     )
 
 
-def state_shardings(mesh: jax.sharding.Mesh, shapes: Any) -> Any:
+def state_shardings(mesh: jax.sharding.Mesh | AbstractMesh, shapes: Any) -> Any:
     """How a train state lies on the mesh: every matrix split over `fsdp`, the rest copied.
 
-    The largest axis that `fsdp` divides is the one split. Vectors are copied: they are small, and
-    gathering them costs more than it saves. Optimiser moments have their parameter's shape, so they
-    get its sharding.
+    A decoder has a rule of its own, `fastweights.models.decoder_mesh`. Of other models the largest
+    axis that `fsdp` divides is the one split. Vectors are copied: they are small, and gathering
+    them costs more than it saves. Optimiser moments are split like their parameters.
     """
+    if isinstance(shapes.model, Decoder):
+        return decoder_mesh.shardings(mesh, shapes)
     parts = mesh.shape["fsdp"]
 
     def sharding(leaf: Any) -> NamedSharding:

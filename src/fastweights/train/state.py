@@ -33,6 +33,18 @@ def init_state(config: Config, mesh: jax.sharding.Mesh) -> TrainState:
     return jax.jit(init, out_shardings=shardings)()
 
 
+def abstract_state(config: Config, mesh: jax.sharding.Mesh) -> TrainState:
+    """Shapes, dtypes and shardings of the state, with nothing allocated."""
+    shapes = jax.eval_shape(lambda: fresh_state(config, config.seed))
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(
+            x.shape, x.dtype, sharding=sharding, weak_type=x.weak_type
+        ),
+        shapes,
+        state_shardings(mesh, shapes),
+    )
+
+
 def fresh_state(config: Config, seed: int | Array) -> TrainState:
     """The state before the first update: a pure function of config and seed."""
     weights, run = jax.random.split(jax.random.key(seed))

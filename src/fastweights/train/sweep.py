@@ -1,9 +1,9 @@
 """A table of a paper: every model at every size, tuned on validation, with seeds.
 
 One cell of the table is one model at one size. Its optimiser is chosen from a grid with one seed,
-by validation score, in runs that may be shorter, and the seeds reported are others. What is done is in `cells/`, a JSON each,
-and is not done again; what was stopped goes on from its checkpoint. Processes with different
-`arms` or `units` may share a run directory.
+by validation score, in runs that may be shorter, and the seeds reported are others. What is done is
+in `cells/`, a JSON each, and is not done again; what was stopped goes on from its checkpoint.
+Processes with different `arms` or `units` may share a run directory.
 """
 
 import dataclasses

@@ -1,0 +1,231 @@
+"""The verbs of language models: `generate`, `chat`, `import-hf`, `export-hf`."""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+import tyro
+
+from fastweights.cli import nearest, parse
+from fastweights.errors import ConfigError
+from fastweights.inference import chat as chats
+from fastweights.inference import checks, prefill
+from fastweights.inference.templates import Template, choose
+from fastweights.pretrained import Pretrained, load
+from fastweights.tasks.language_data import read_text
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Writing:
+    """Who writes, and how.
+
+    Attributes:
+        model: a Hugging Face checkpoint or the directory of a run, whose best checkpoint it is.
+        max_new_tokens: the most tokens of a text.
+        temperature: 0 takes the likeliest token; otherwise logits are divided by it.
+        top_k: draw from the k likeliest tokens only.
+        top_p: draw from the fewest likeliest tokens that have this probability together.
+        seed: of what is drawn.
+        stop: texts of special tokens that end a text, beside those of the model.
+        ttt: whether the fast weights of an in-place model learn.
+        dtype: of a Hugging Face checkpoint's weights and computation; a run has its own.
+    """
+
+    model: Path
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+    ttt: Literal["on", "off"] = "on"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def load(self) -> Pretrained:
+        """The model."""
+        return load(self.model, self.dtype, self.ttt == "on")
+
+    def sampling(self, found: Pretrained, stops: tuple[str, ...] = ()) -> dict[str, Any]:
+        """Arguments of `inference.stream`.
+
+        Args:
+            found: the model.
+            stops: special tokens that end a text, beside those asked for.
+
+        Raises:
+            ConfigError: the tokenizer has no such token.
+        """
+        added = found.tokenizer.added
+        for text in self.stop:
+            if text not in added:
+                raise ConfigError(
+                    f"this tokenizer has no special token {text!r}{nearest(text, added)}",
+                    where="--stop",
+                    next=f"one of {', '.join(list(added)[:8])}" if added else "leave --stop out",
+                )
+        tokens = {*found.stop_tokens, *(added[text] for text in (*self.stop, *stops))}
+        return {
+            "max_new_tokens": self.max_new_tokens,
+            "temperature": self.temperature,
+            "top_k": self.top_k,
+            "top_p": self.top_p,
+            "stop_tokens": sorted(tokens),
+            "key": jax.random.key(self.seed),
+        }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GenerateArguments(Writing):
+    """Continue a text: the new text on standard output, everything else on standard error.
+
+    Attributes:
+        prompt: the text; without it and `prompt_file`, standard input is.
+        prompt_file: a UTF-8 file with the text.
+    """
+
+    prompt: str | None = None
+    prompt_file: Path | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ChatArguments(Writing):
+    """A conversation; /help lists its commands.
+
+    Attributes:
+        template: what is read for a line, {} in it; by default that of the tokenizer's own special
+            tokens: ChatML, Llama 3, or the line and a line end.
+        max_length: tokens of the whole conversation; by default those that the model is made for.
+    """
+
+    template: str | None = None
+    max_length: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class ImportArguments:
+    """Write the config of a run that continues a checkpoint with in-place test-time training.
+
+    Attributes:
+        path: a Qwen3 or Llama checkpoint in Hugging Face layout.
+        out: the Python file to write; never overwritten.
+        tokenizer: "bytes", or a tokenizer.json or its folder; by default the checkpoint's own.
+    """
+
+    path: tyro.conf.Positional[Path]
+    out: tyro.conf.Positional[Path]
+    tokenizer: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportArguments:
+    """Write the model of a run in Hugging Face layout, with its tokenizer.
+
+    Attributes:
+        run_dir: directory of the run.
+        out: the directory to write; never overwritten.
+        which: best (by the validation score) or last.
+    """
+
+    out: tyro.conf.Positional[Path]
+    run_dir: Path
+    which: Literal["best", "last"] = "best"
+
+
+def generate(arguments: list[str]) -> None:
+    """`generate --model PATH [--prompt TEXT | --prompt-file FILE]`."""
+    given: GenerateArguments = parse(GenerateArguments, arguments, "fastweights generate")
+    if given.prompt is not None and given.prompt_file is not None:
+        raise ConfigError("there are two prompts", next="--prompt or --prompt-file, one of them")
+    checks.amount(given.max_new_tokens)
+    text = read_prompt(given)
+    found = given.load()
+    sampling = given.sampling(found)
+    prompt = np.array([*found.tokenizer.opening, *found.tokenizer.encode(text)], np.int32)
+    state = prefill(found.model, prompt[None], max_length=len(prompt) + given.max_new_tokens)
+    state, count = chats.write(found.model, found.tokenizer, state, sampling, show)
+    print(
+        f"\n[{len(prompt)} tokens read, {count} written{chats.summary(found.model, state)}]",
+        file=sys.stderr,
+    )
+
+
+def read_prompt(given: GenerateArguments) -> str:
+    """The text to continue.
+
+    Raises:
+        ConfigError: it is empty.
+        DataError: the file cannot be read, or is not UTF-8.
+    """
+    if given.prompt is not None:
+        text = given.prompt
+    elif given.prompt_file is not None:
+        text = read_text(given.prompt_file)
+    else:
+        if sys.stdin.isatty():
+            print("[the text to continue, then ctrl-D]", file=sys.stderr)
+        text = sys.stdin.read()
+    if not text:
+        raise ConfigError("there is no text to continue", next="--prompt TEXT")
+    return text
+
+
+def show(text: str) -> None:
+    """Write a piece of text at once."""
+    print(text, end="", flush=True)
+
+
+def chat(arguments: list[str]) -> None:
+    """`chat --model PATH`."""
+    given: ChatArguments = parse(ChatArguments, arguments, "fastweights chat")
+    found = given.load()
+    added = found.tokenizer.added
+    template = choose(added)
+    if not template.stops:  # else the tokens that open a text are in the template
+        names = {token: text for text, token in added.items()}
+        opening = "".join(names[token] for token in found.tokenizer.opening)
+        template = template._replace(first=opening + template.first)
+    if given.template is not None:
+        template = Template(given.template, given.template)
+    chats.chat(
+        found.model,
+        found.tokenizer,
+        **given.sampling(found, template.stops),
+        max_length=given.max_length,
+        template=template.line,
+        first=template.first,
+    )
+
+
+def import_hf(arguments: list[str]) -> None:
+    """`import-hf PATH OUT.py [--tokenizer bytes|FILE]`."""
+    given: ImportArguments = parse(ImportArguments, arguments, "fastweights import-hf")
+    from fastweights.continued import continued, source
+
+    out = given.out
+    if out.suffix != ".py":
+        raise ConfigError(f"{out} is no name of a config file", next=f"{out.stem}.py")
+    if out.exists():
+        raise ConfigError(
+            f"{out} is there already and is never overwritten", next="give another name"
+        )
+    text = source(continued(given.path, given.tokenizer), out)
+    try:
+        with open(out, "x", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise ConfigError(
+            f"the config file cannot be written: {error.strerror}", where=out, next="another place"
+        ) from error
+    print(f"wrote {out}; next: fastweights train {out} --data.dir DIR --run-dir runs/{out.stem}")
+
+
+def export_hf(arguments: list[str]) -> None:
+    """`export-hf --run-dir DIR OUT [--which best|last]`."""
+    given: ExportArguments = parse(ExportArguments, arguments, "fastweights export-hf")
+    from fastweights.export import export_run
+
+    step = export_run(given.run_dir, given.out, given.which)
+    print(f"wrote {given.out}, the model at step {step}; fastweights generate --model {given.out}")

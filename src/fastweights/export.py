@@ -1,0 +1,68 @@
+"""The model of a run as a directory in Hugging Face layout, with its tokenizer."""
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
+from fastweights import hf
+from fastweights.hf.config import read_json
+from fastweights.hf.files import directory
+from fastweights.hf.saving import copy_tokenizer, refuse_to_overwrite
+from fastweights.pretrained import load_run, stop_tokens
+from fastweights.tasks import bytes_file
+from fastweights.tasks.language import Language
+from fastweights.tasks.text_tokens import load_tokenizer
+from fastweights.train.config import Config
+
+
+def export_run(run_dir: str | Path, path: str | Path, which: str = "best") -> int:
+    """Write the model of a run.
+
+    Other keys of config.json are those of the checkpoint that the run started from, if it did.
+
+    Args:
+        run_dir: the run.
+        path: a directory that does not exist yet, or is empty.
+        which: "best" by the validation score, or "last".
+
+    Returns:
+        The step that was written.
+
+    Raises:
+        ConfigError: there is no run of a language model with a checkpoint, or a package is missing.
+        CheckpointError: the run's checkpoint or the one it started from cannot be read, `path`
+            holds something, or cannot be written.
+        DataError: the run's tokenizer is not there.
+    """
+    refuse_to_overwrite(Path(path).expanduser())
+    config, task, model, step = load_run(run_dir, which)
+    with tempfile.TemporaryDirectory() as folder:
+        lend(config, task, Path(folder))
+        hf.save(model, path, like=folder)
+    return step
+
+
+def lend(config: Config, task: Language, folder: Path) -> None:
+    """Put into a folder what `hf.save` takes from one: other config keys, and tokenizer files."""
+    raw = {}
+    if task.tokenizer == "bytes":
+        bytes_file.write(folder)
+    else:
+        load_tokenizer(task.tokenizer, task.separator)  # refuses a file that is no tokenizer
+        tokenizer = Path(task.tokenizer).expanduser()
+        home = tokenizer if tokenizer.is_dir() else tokenizer.parent
+        if tokenizer.is_dir() or tokenizer.name == "tokenizer.json":
+            copy_tokenizer(home, folder)
+        else:
+            shutil.copyfile(tokenizer, folder / "tokenizer.json")
+    if config.start is not None:
+        start = directory(config.start)
+        raw = read_json(start / "config.json")
+        settings = start / "generation_config.json"
+        if settings.exists():
+            shutil.copyfile(settings, folder / settings.name)
+    stops = stop_tokens(config)
+    if stops:
+        raw["eos_token_id"] = stops[0] if len(stops) == 1 else list(stops)
+    (folder / "config.json").write_text(json.dumps(raw), encoding="utf-8")

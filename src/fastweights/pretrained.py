@@ -1,0 +1,167 @@
+"""A language model and its tokenizer, from a Hugging Face checkpoint or from a run of ours."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from fastweights import hf
+from fastweights.errors import ConfigError, DataError
+from fastweights.hf.config import read_json
+from fastweights.hf.files import directory
+from fastweights.models.decoder import Decoder
+from fastweights.models.decoder_mesh import path_name
+from fastweights.tasks.language import Language
+from fastweights.tasks.text_tokens import Tokenizer, TokenizerFile
+from fastweights.train import Config, Mesh
+from fastweights.train import run_dir as runs
+from fastweights.train.loop import restore_run
+from fastweights.train.mesh import make_mesh
+
+
+class Pretrained(NamedTuple):
+    """A model ready to be used."""
+
+    model: Decoder
+    tokenizer: Tokenizer
+    stop_tokens: tuple[int, ...]  # a text ends with one of these
+
+
+class Run(NamedTuple):
+    """A run of a language model, and the model it has come to."""
+
+    config: Config
+    task: Language
+    model: Decoder
+    step: int
+
+
+def load(
+    path: str | Path, dtype: Literal["float32", "bfloat16"] = "float32", ttt: bool = True
+) -> Pretrained:
+    """The model at a path.
+
+    Args:
+        path: a directory in Hugging Face layout with a tokenizer.json, or a run directory, of which
+            the best checkpoint is taken, or the last where none was scored.
+        dtype: of a Hugging Face checkpoint; a run has its own.
+        ttt: False switches test-time training off.
+
+    Raises:
+        ConfigError: it is neither, a run of another kind of model, or a package is missing.
+        CheckpointError: there is no such directory, or weights are missing or damaged.
+        DataError: the tokenizer is missing or damaged.
+    """
+    folder = Path(path).expanduser()
+    if is_run(folder):
+        run = load_run(folder)
+        model = run.model if ttt else without_ttt(run.model)
+        return Pretrained(model, run.task.tokens, stop_tokens(run.config))
+    raw = read_json(folder / "config.json")
+    tokenizer = checkpoint_tokenizer(folder)
+    return Pretrained(hf.load(folder, dtype, ttt=None if ttt else False), tokenizer, ends(raw))
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a directory is a run of ours, and not a Hugging Face checkpoint.
+
+    Raises:
+        ConfigError: it is neither.
+        CheckpointError: there is no such directory.
+    """
+    directory(folder)
+    file = folder / "config.json"
+    raw = read_json(file) if file.exists() else {}
+    if "model_type" in raw or "type" in raw:
+        return "model_type" not in raw
+    raise ConfigError(
+        "this directory is neither a Hugging Face checkpoint nor a run of fastweights",
+        where=folder,
+        cause="its config.json has no model_type"
+        if file.exists()
+        else "there is no config.json in it",
+        next="give the folder that holds config.json and *.safetensors, or a --run-dir",
+    )
+
+
+def load_run(path: str | Path, which: str = "best") -> Run:
+    """The model of a run, on one device whatever mesh it was trained on.
+
+    Args:
+        path: the run's directory.
+        which: "best" by the validation score, or "last".
+
+    Raises:
+        ConfigError: there is no run, it is not one of a language model, or has no checkpoint yet.
+        CheckpointError: the checkpoint is damaged.
+    """
+    folder = Path(path).expanduser()
+    file = folder / "config.json"
+    raw = runs.load_json(file) if file.exists() else {"type": "Config"}
+    config = runs.load_config(folder) if raw.get("type") == "Config" else None
+    if config is None or not isinstance(config.task, Language):
+        raise ConfigError(
+            "this is no run of a language model",
+            where=folder,
+            cause=f"it was made by a {type(config.task).__name__ if config else raw.get('type')}",
+            next="give the directory of a run whose task is Language",
+        )
+    restored = restore_run(folder, config, make_mesh(Mesh()), which)
+    return Run(config, config.task, restored.state.model, restored.step)
+
+
+def checkpoint_tokenizer(folder: Path) -> TokenizerFile:
+    """The tokenizer.json of a Hugging Face checkpoint.
+
+    Raises:
+        ConfigError: the package that reads it is missing.
+        DataError: there is none, or it is damaged.
+    """
+    if not (folder / "tokenizer.json").exists():
+        raise DataError(
+            "this checkpoint has no tokenizer.json",
+            where=folder,
+            cause="only the weights were downloaded, or the tokenizer is of an older kind",
+            next='download it, or make it: python -c "from transformers import AutoTokenizer as T; '
+            "T.from_pretrained('DIR').save_pretrained('DIR')\"",
+        )
+    return TokenizerFile(folder)
+
+
+def ends(raw: dict[str, Any]) -> tuple[int, ...]:
+    """The tokens that end a text, as a config.json names them."""
+    named = raw.get("eos_token_id")
+    named = named if isinstance(named, list) else [named]
+    return tuple(token for token in named if type(token) is int)
+
+
+def stop_tokens(config: Config) -> tuple[int, ...]:
+    """The tokens that end a text in a run: its separator, and those of where it started."""
+    task = cast(Language, config.task)
+    start = None if config.start is None else Path(config.start).expanduser() / "config.json"
+    inherited = ends(read_json(start)) if start is not None and start.exists() else ()
+    own = () if task.tokens.separator is None else (task.tokens.separator,)
+    return tuple(sorted({*own, *inherited}))
+
+
+def without_ttt(model: Decoder) -> Decoder:
+    """The plain transformer that a model is before it has read anything."""
+    config = dataclasses.replace(model.config, ttt=None)
+    shapes = jax.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0)))
+    leaves = lambda tree: {
+        path_name(keys): leaf for keys, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
+    }
+    outer = leaves(model)
+    layers = [leaves(model.layer(i)) for i in range(config.layers)]
+
+    def array(path: str) -> jax.Array:
+        if not path.startswith("blocks."):
+            return outer[path]
+        _, place, inner = path.split(".", 2)
+        return jnp.stack([layer[inner] for layer in layers[int(place) :: config.period]])
+
+    made = [array(path) for path in leaves(shapes)]
+    return jax.tree.unflatten(jax.tree.structure(shapes), made)
