@@ -8,10 +8,10 @@ UV     := $(shell command -v uv 2>/dev/null)
 BIN    := $(VENV)/bin
 comma  := ,
 
-#: tests that skip what they can where torch is absent
-PARITY := tests/hf tests/inference tests/models/test_decoder_parity.py
+#: tests that need torch or lm-eval; they skip, saying so, where these are absent
+PARITY := $(shell grep -rlE 'importorskip..(torch|lm_eval)' tests)
 
-.PHONY: help demo test parity lint types check format bench-rnn clean
+.PHONY: help demo test parity lint types check format bench-rnn bench-in-place bench-decode clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -22,7 +22,7 @@ demo: $(VENV)/.run
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n $(JOBS)
 
-#   make parity  the language models beside transformers and torch, as far as they are tested
+#   make parity  the language models beside transformers, torch and lm-evaluation-harness
 parity: $(VENV)/.parity
 	$(BIN)/python -m pytest -n $(JOBS) $(PARITY)
 
@@ -44,6 +44,14 @@ format: $(VENV)/.dev
 #   make bench-rnn  the recurrent layers beside PyTorch's and flax's
 bench-rnn: $(VENV)/.bench
 	$(BIN)/python benchmarks/rnn.py
+
+#   make bench-in-place  one in-place layer beside a plain projection and its other forms
+bench-in-place: $(VENV)/.bench
+	$(BIN)/python benchmarks/in_place.py
+
+#   make bench-decode  time of a new token, beside transformers
+bench-decode: $(VENV)/.bench
+	$(BIN)/python benchmarks/decode.py
 
 #   make clean   remove the environment and caches, not your runs
 clean:
@@ -74,7 +82,7 @@ $(VENV)/.dev: pyproject.toml requirements.txt | $(BIN)/python
 	$(call install,dev)
 
 $(VENV)/.parity: pyproject.toml requirements.txt | $(BIN)/python
-	$(call install,dev$(comma)parity)
+	$(call install,dev$(comma)parity$(comma)eval)
 
 $(VENV)/.bench: pyproject.toml requirements.txt | $(BIN)/python
 	$(call install,bench)

@@ -42,6 +42,16 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def keep_to(count: int | None) -> None:
+    """Keep the process to `count` of its cores, where the system can; None keeps all.
+
+    Call it before JAX and PyTorch make their threads. On a shared machine a pool of threads waits
+    for its slowest, PyTorch's longest: one core each compares the work itself.
+    """
+    if count is not None and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-count:])
+
+
 def norm_ratio(actual: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> float:
     """Largest |actual - expected| / |expected| (2-norm, float64) over pairs of arrays."""
     worst = 0.0

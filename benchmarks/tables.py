@@ -9,8 +9,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import books
 import catch
+import decode_page
+import gpu_page
 import harness
+import in_place_page
 import tyro
 
 from fastweights.train.sweep import markdown
@@ -22,7 +26,12 @@ PAGES = {
     ROOT / "README.md": ("retrieval_table", "glimpses_table", "catch"),
     ROOT / "docs" / "fast_weight_rnn.md": ("results", "retrieval_table", "glimpses_table"),
     ROOT / "docs" / "catch.md": ("catch", "catch_grid"),
+    ROOT / "docs" / "performance.md": ("in_place", "decode", "gpu"),
+    ROOT / "docs" / "in_place_ttt.md": ("books",),
 }
+
+#: results of a benchmark's own page module
+SPEED = {"in_place": in_place_page.tables, "decode": decode_page.tables, "gpu": gpu_page.tables}
 
 #: test errors of Ba et al. 2016, tables 1 and 2, in %: task, units -> fast weights
 PAPER = {("Retrieval", 50): 0.0, ("Glimpses", 50): 7.21}
@@ -98,6 +107,42 @@ def catch_table(suffix: str = "") -> str:
     return "\n\n".join(parts)
 
 
+def books_table() -> str:
+    """The arms and ablations on held-out books, with their circumstances."""
+    if not (RESULTS / "books.json").exists():
+        return "Not run yet."
+    runs = load("books")["runs"]
+    machines = sorted({f"{r['machine']['cpu']}, {r['machine']['cores']} cores" for r in runs})
+    versions = sorted({f"jax {r['versions']['jax']}" for r in runs})
+    dates = sorted({r["date"][:10] for r in runs})
+    span = lambda values: " to ".join(dict.fromkeys((min(values), max(values))))
+    updates = span([f"{r['updates']:,}" for r in runs])
+    return (
+        f"{books.table(runs)}\n\nNats a byte; {updates} updates; {runs[0]['rows']} windows; "
+        f"{'; '.join(machines)}; {', '.join(versions)}; {span(dates)}."
+    )
+
+
+def draw_books() -> None:
+    """Loss against position, beside the baseline's, and beyond the length of training."""
+    if not (RESULTS / "books.json").exists():
+        return
+    from matplotlib.figure import Figure
+
+    from fastweights import plot
+
+    runs = load("books")["runs"]
+    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
+    plot.context_curves(left, books.position_curves(runs), "nats a byte")
+    plot.context_curves(middle, books.difference_curves(runs), f"less that of {books.BASELINE}")
+    plot.context_curves(right, books.long_curves(runs), "nats a byte, the next 128")
+    for ax in (left, middle):
+        ax.set_xlabel("position in the window")
+    right.set_xlabel("bytes read before; trained up to 1,024")
+    figure.savefig(ROOT / "docs" / "images" / "books.png", dpi=110)
+
+
 def draw_catch() -> None:
     """The two pictures of docs/catch.md."""
     from matplotlib.figure import Figure
@@ -121,6 +166,11 @@ def render(name: str) -> str:
     """One table of the committed results."""
     if name == "results":
         return table([load("retrieval"), load("glimpses")])
+    if name == "books":
+        return books_table()
+    if name in SPEED:
+        found = (RESULTS / f"{name}.json").exists()
+        return SPEED[name](load(name)) if found else gpu_page.NOT_MEASURED.format(name)
     if name.startswith("catch"):
         return catch_table(name.removeprefix("catch"))
     return markdown(load(name)) if (RESULTS / f"{name}.json").exists() else "Not run yet."
@@ -150,6 +200,7 @@ def main(arguments: Arguments) -> int:
                 page.write_text(after)
     if not arguments.check:
         draw_catch()
+        draw_books()
     if stale:
         print(("out of date: " if arguments.check else "written: ") + ", ".join(stale))
     return int(arguments.check and bool(stale))

@@ -13,6 +13,7 @@ from fastweights import plot
 from fastweights.errors import ConfigError
 from fastweights.models.watch import Activity
 from fastweights.rules import Form, Hebbian
+from fastweights.tasks.context_loss import Curve
 
 # Three steps, four units: unit 2 peaks first, then 0, then 3; unit 1 is silent.
 SETTLED = np.array([[0, 0, 3, 0], [2, 0, 1, 1], [1, 0, 0, 4]], np.float32)
@@ -39,6 +40,18 @@ def test_reward_curves_show_every_seed_and_their_median():
     assert [t.get_text() for t in ax.get_legend().get_texts()] == ["a, 3 seeds", "chance: -0.75"]
     with pytest.raises(ConfigError, match="same games"):
         plot.reward_curves(Figure().subplots(), {"a": [seeds[0], seeds[1][:1]]})
+
+
+def test_context_curves_have_a_band_of_one_standard_error():
+    """Means 2 and 1 with errors 0.5 and nan: bands 1.5 to 2.5 and none; no line at zero."""
+    curve = Curve(np.array([0, 128]), np.array([2.0, 1.0]), np.array([0.5, np.nan]), 3)
+    ax = plot.context_curves(Figure().subplots(), {"a": curve}, "nats a byte")
+    np.testing.assert_array_equal(ax.lines[0].get_xydata(), [[0, 2], [128, 1]])
+    (band,) = ax.collections
+    ends = band.get_paths()[0].vertices[:, 1]
+    assert ends.min() == 1 and ends.max() == 2.5 and len(ax.lines) == 1
+    better = curve._replace(mean=-curve.mean)
+    assert len(plot.context_curves(Figure().subplots(), {"b": better}).lines) == 2
 
 
 def test_learning_curves_are_in_percent_against_updates():

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from fastweights.models.watch import Activity
     from fastweights.rules import Hebbian
+    from fastweights.tasks.context_loss import Curve
 
 #: colours of Okabe & Ito (2008), darkest first; each has its dash, for black and white
 LINES = (("#0072B2", "-"), ("#D55E00", "--"), ("#009E73", "-."), ("#CC79A7", ":"))
@@ -95,6 +96,34 @@ def reward_curves(
     ax.set_xlim(left=0)
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(frameon=False, loc="lower right")
+    return ax
+
+
+def context_curves(ax: Axes, curves: Mapping[str, Curve], ylabel: str = "loss (nats)") -> Axes:
+    """Loss against position or length of context, with a band of one standard error.
+
+    Args:
+        ax: what to draw into.
+        curves: name -> what `context_loss.by_position` or `final_block` found, of losses or of
+            differences of losses; a line at zero is drawn if any value is below it.
+        ylabel: what the values are.
+
+    Returns:
+        `ax`.
+    """
+    for i, (name, curve) in enumerate(curves.items()):
+        colour, dash = LINES[i % len(LINES)]
+        style: dict[str, Any] = {"color": colour, "linestyle": dash, "marker": "o", "markersize": 3}
+        ax.plot(curve.start, curve.mean, linewidth=1.8, label=name, **style)
+        error = np.nan_to_num(curve.error)
+        low, high = curve.mean - error, curve.mean + error
+        ax.fill_between(curve.start, low, high, color=colour, alpha=0.2, linewidth=0)
+    if any((curve.mean < 0).any() for curve in curves.values()):
+        ax.axhline(0, color="0.4", linewidth=0.8, linestyle=(0, (1, 2)))
+    ax.set(xlabel="tokens before", ylabel=ylabel)
+    ax.set_xlim(left=0)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(frameon=False)
     return ax
 
 

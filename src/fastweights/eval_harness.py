@@ -1,0 +1,221 @@
+"""A decoder as a model of EleutherAI's lm-evaluation-harness (the `eval` extra).
+
+    import lm_eval
+    from fastweights.eval_harness import DecoderLM
+    lm_eval.simple_evaluate(model=DecoderLM("PATH"), tasks=["lambada_openai"])
+
+PATH is a Hugging Face checkpoint or a run of ours. What a request asks for is read as one text from
+its start: in-place layers learn from the context, and nothing goes from one request to the next.
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from fastweights import inference
+from fastweights.errors import ConfigError
+from fastweights.inference.prompt import padded
+from fastweights.models.decoder import Decoder
+from fastweights.nn.cross_entropy import NO_TARGET
+from fastweights.pretrained import Pretrained, load
+
+try:
+    from lm_eval.api.model import TemplateLM  # pyright: ignore[reportMissingImports]
+    from lm_eval.utils import (  # pyright: ignore[reportMissingImports]
+        get_rolling_token_windows,
+        make_disjoint_window,
+    )
+except ImportError as error:
+    raise ConfigError(
+        "the evaluation harness is not installed", next="pip install 'fastweights[eval]'"
+    ) from error
+
+#: tokens of each row whose logits exist at once
+BLOCK = 128
+#: new tokens between two looks at whether every answer has ended
+PIECE = 32
+
+
+@jax.jit
+def score(model: Decoder, inputs: Array, targets: Array) -> tuple[Array, Array]:
+    """Log-probability of the targets of each row, and whether a greedy reader would write them.
+
+    Args:
+        model: the decoder.
+        inputs: `[B, T]` int, T a multiple of BLOCK or less than it; right-padded with anything.
+        targets: `[B, T]` int, `NO_TARGET` where nothing is asked.
+
+    Returns:
+        `[B]` float32 and `[B]` bool.
+    """
+    features = model.features(inputs)
+    rows, length = targets.shape
+    count = max(1, length // BLOCK)
+    cut = lambda x: jnp.moveaxis(x.reshape(rows, count, -1, *x.shape[2:]), 1, 0)
+
+    def one(piece: tuple[Array, Array]) -> tuple[Array, Array]:
+        x, target = piece
+        logits = model.logits(x)
+        there = target != NO_TARGET
+        right = jnp.take_along_axis(logits, jnp.where(there, target, 0)[..., None], -1)[..., 0]
+        log_probs = jnp.where(there, right - jax.nn.logsumexp(logits, -1), 0)
+        return log_probs.sum(1), jnp.all((jnp.argmax(logits, -1) == target) | ~there, 1)
+
+    log_probs, greedy = jax.lax.map(one, (cut(features), cut(targets)))
+    return log_probs.sum(0), jnp.all(greedy, 0)
+
+
+class DecoderLM(TemplateLM):
+    """What the harness asks of a model: log-likelihoods and text up to a stop string.
+
+    Args:
+        pretrained: a path for `fastweights.pretrained.load`, or what it gives.
+        max_length: tokens of a request, the last of which are kept; the model's by default.
+        batch_size: requests at a time.
+        max_gen_toks: the most tokens written where a task does not say.
+        dtype: of a Hugging Face checkpoint.
+        ttt: False switches test-time training off.
+
+    Raises:
+        ConfigError, CheckpointError, DataError: as `load`; or the tokenizer has no token that could
+            stand before a text.
+    """
+
+    def __init__(
+        self,
+        pretrained: str | Path | Pretrained,
+        max_length: int | None = None,
+        batch_size: int = 8,
+        max_gen_toks: int = 256,
+        dtype: Any = "float32",
+        ttt: bool = True,
+    ):
+        super().__init__()
+        if not isinstance(pretrained, Pretrained):
+            pretrained = load(pretrained, dtype, ttt)
+        self.model, self.text, self.stop_tokens = pretrained
+        self.max_length = max_length or self.model.config.max_length
+        self.batch_size = int(batch_size)
+        self.max_gen_toks = int(max_gen_toks)
+        first = (*self.text.opening, *self.stop_tokens)
+        if not first:
+            raise ConfigError(
+                "this tokenizer has no token to put before a text",
+                where="pretrained",
+                cause="it opens no text with one, and config.json names no eos_token_id",
+                next='set "eos_token_id" in config.json',
+            )
+        self._first = first[0]
+
+    @property
+    def eot_token_id(self) -> int:
+        """The token that ends a text."""
+        return (self.stop_tokens or (self._first,))[0]
+
+    @property
+    def prefix_token_id(self) -> int:
+        """What stands before a text that has no context."""
+        return self._first
+
+    def tok_encode(
+        self, string: str, add_special_tokens: bool | None = None, **_: Any
+    ) -> list[int]:
+        """Token ids, with what the tokenizer opens a text with unless that is switched off."""
+        opening = [] if add_special_tokens is False else [*self.text.opening]
+        return opening + self.text.encode(string).tolist()
+
+    def _loglikelihood_tokens(
+        self, requests: list[tuple[Any, list[int], list[int]]], **_: Any
+    ) -> list[tuple[float, bool]]:
+        rows = [self._row(context, continuation) for _, context, continuation in requests]
+        found: dict[int, tuple[float, bool]] = {}
+        for batch in self._batches([len(inputs) for inputs, _ in rows]):
+            width = max(len(rows[i][0]) for i in batch)
+            width = width if width <= BLOCK else -(-width // BLOCK) * BLOCK
+            inputs = np.zeros((self.batch_size, width), np.int32)
+            targets = np.full((self.batch_size, width), NO_TARGET, np.int32)
+            for row, i in enumerate(batch):
+                read, asked = rows[i]
+                inputs[row, : len(read)] = read
+                targets[row, len(read) - len(asked) : len(read)] = asked
+            log_probs, greedy = jax.device_get(score(self.model, inputs, targets))
+            found |= {i: (float(log_probs[r]), bool(greedy[r])) for r, i in enumerate(batch)}
+        return [found[i] for i in range(len(rows))]
+
+    def _row(self, context: Sequence[int], continuation: Sequence[int]) -> tuple[Any, Any]:
+        """What is read, and what is asked of its last tokens."""
+        both = [*context, *continuation][-(self.max_length + 1) :]
+        return both[:-1], continuation[-(len(both) - 1) :]
+
+    def _batches(self, lengths: Sequence[int]) -> Iterable[list[int]]:
+        """Requests in batches of about one length, the longest first: what is too much shows."""
+        order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+        return (order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size))
+
+    def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> list[float]:
+        """Log-probability of whole texts, in windows of `max_length` that do not overlap."""
+        windows, owner = [], []
+        for index, request in enumerate(requests):
+            tokens = self.tok_encode(request.args[0], add_special_tokens=False)
+            for pair in get_rolling_token_windows(tokens, self._first, self.max_length, 1):
+                windows.append((None, *make_disjoint_window(pair)))
+                owner.append(index)
+        totals = np.zeros(len(requests))
+        for index, (log_prob, _) in zip(owner, self._loglikelihood_tokens(windows), strict=True):
+            totals[index] += log_prob
+        return totals.tolist()
+
+    def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
+        """Text written after each context, up to the first of its stop strings."""
+        groups: dict[str, list[int]] = {}
+        for index, request in enumerate(requests):
+            groups.setdefault(repr(request.args[1]), []).append(index)
+        found: dict[int, str] = {}
+        for indices in groups.values():
+            settings = requests[indices[0]].args[1]
+            contexts = [self.tok_encode(requests[i].args[0]) for i in indices]
+            for batch in self._batches([len(context) for context in contexts]):
+                texts = self._write([contexts[i] for i in batch], settings)
+                found |= {indices[i]: text for i, text in zip(batch, texts, strict=True)}
+        return [found[i] for i in range(len(requests))]
+
+    def _write(self, contexts: list[list[int]], settings: dict[str, Any]) -> list[str]:
+        """The answers of one batch."""
+        until = settings.get("until") or []
+        until = [until] if isinstance(until, str) else until
+        most = int(settings.get("max_gen_toks", self.max_gen_toks))
+        warm = float(settings.get("temperature", 0.0)) if settings.get("do_sample") else 0.0
+        key = jax.random.key(0) if warm else None
+        keep = max(1, self.max_length - most)
+        contexts = [context[-keep:] for context in contexts]
+        lengths = np.array([len(context) for context in contexts], np.int32)
+        tokens = np.zeros((len(contexts), max(lengths)), np.int32)
+        for row, context in enumerate(contexts):
+            tokens[row, : len(context)] = context
+        room = padded(tokens).shape[1] + -(-most // PIECE) * PIECE
+        state = inference.prefill(self.model, tokens, lengths, max_length=room)
+        written: list[list[int]] = [[] for _ in contexts]
+        texts, ended = [""] * len(contexts), [False] * len(contexts)
+        for _ in range(-(-most // PIECE)):
+            out, state = inference.decode(
+                self.model, state, max_new_tokens=PIECE, temperature=warm, key=key
+            )
+            for row, new in enumerate(np.asarray(out.tokens).tolist()):
+                if not ended[row]:
+                    written[row] += new
+                    texts[row], ended[row] = self._cut(written[row][:most], until)
+            if all(ended):
+                break
+        return texts
+
+    def _cut(self, tokens: list[int], until: Sequence[str]) -> tuple[str, bool]:
+        """The text before the first stop token or string, and whether there was one."""
+        ends = [i for i, token in enumerate(tokens) if token in self.stop_tokens]
+        text = self.text.decode(np.asarray(tokens[: ends[0]] if ends else tokens, np.int32))
+        places = [place for stop in until if stop and (place := text.find(stop)) >= 0]
+        return text[: min(places)] if places else text, bool(ends or places)

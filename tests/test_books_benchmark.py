@@ -1,0 +1,112 @@
+"""The comparison's arithmetic, that ablations are one change each, and the whole way on a toy."""
+
+import dataclasses
+import importlib
+import json
+import sys
+
+import numpy as np
+import pytest
+from support import ROOT
+
+from fastweights.models.decoder_config import DecoderConfig, InPlaceTTT
+from fastweights.tasks.base import Data
+from fastweights.tasks.language import Language
+from fastweights.train.config import Config, Optim, Train, check, differences, to_json
+
+
+@pytest.fixture
+def books(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    yield importlib.import_module("books")
+    for name in ("books", "harness"):
+        sys.modules.pop(name, None)
+
+
+def made(arm, seed, windows):
+    losses = [" ".join(f"{x:.4f}" for x in row) for row in windows]
+    return {"arm": arm, "seed": seed, "parameters": 7, "updates": 1, "losses": losses}
+
+
+def test_an_arm_is_compared_window_by_window(books):
+    """Two windows; the arm is worse by 0.1 at first and better by 0.2 and 0.4 at the end.
+
+    Mean -0.3, standard deviation 0.2 / sqrt 2, error 0.1; that the windows themselves differ by 1
+    plays no part.
+    """
+    base = np.ones((2, 8)) + np.array([[0.0], [1.0]])
+    arm = base.copy()
+    arm[:, 0] += 0.1
+    arm[:, 4:] -= np.array([[0.2], [0.4]])
+    runs = [made(books.BASELINE, 3, base), made("in-place TTT", 3, arm), made("C = 64", 4, arm)]
+    found = books.compared(runs, "in-place TTT")
+    np.testing.assert_allclose(found["first"], [0.1, 0.0], atol=1e-12)
+    np.testing.assert_allclose(found["end"], [-0.3, 0.1], atol=1e-12)
+    np.testing.assert_allclose(found["seeds"], [-0.3], atol=1e-12)
+    np.testing.assert_allclose(found["curve"][5], [-0.3, 0.1], atol=1e-12)
+    assert books.compared(runs, "C = 64") is None  # no baseline of its seed
+    row = books.table(runs).splitlines()[3]
+    assert row.startswith("| in-place TTT | 1 | 7 | 1.6000 | 1.2000 | +0.1000 ± 0.0000 | -0.3000")
+
+
+def test_seeds_are_averaged_before_the_error_is_taken(books):
+    """Differences of +1 and -1 in the two seeds cancel in every window: no error is left."""
+    base = np.full((3, 8), 2.0)
+    runs = [made(books.BASELINE, seed, base) for seed in (0, 1)]
+    runs += [made("full attention", seed, base + sign) for seed, sign in ((0, 1), (1, -1))]
+    found = books.compared(runs, "full attention")
+    assert found["end"] == [0.0, 0.0] and found["seeds"] == [1.0, -1.0]
+
+
+def test_every_arm_can_be_built_and_every_ablation_is_one_change(books, tmp_path):
+    base = books.base_config(tmp_path, None)
+    for change in {**books.ARMS, **books.ABLATIONS}.values():
+        check(change(base))
+    for name, change in books.ABLATIONS.items():
+        changed = differences(to_json(base), to_json(change(base)))
+        assert len(changed) == 1 and all(k.startswith("model.ttt.") for k in changed), name
+
+
+def test_windows_are_spread_over_the_books(books):
+    assert books.spread_evenly(10, 4).tolist() == [0, 3, 6, 9]
+    assert books.spread_evenly(3, 192).tolist() == [0, 1, 2]
+
+
+def test_from_text_to_table(books, monkeypatch, tmp_path, capsys):
+    """Four updates of two arms; nothing is run twice, and the paths of the machine stay out."""
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    for name, word in (("a", "north "), ("b", "south "), ("c", "east ")):
+        (texts / f"{name}.txt").write_text(word * 120)
+    small = Config(
+        task=Language(length=32, validation=("b.txt",), test=("c.txt",), short="drop"),
+        model=DecoderConfig(
+            family="qwen3", vocab=264, hidden=8, intermediate=16, layers=1, heads=2, kv_heads=1,
+            head_dim=4, tie_embeddings=True, max_length=32, windows=(4,),
+            ttt=InPlaceTTT(layers=(0,), chunk=4, target="input_embed"),
+        ),
+        optim=Optim(lr=1e-2, schedule="cosine", decay_steps=4),
+        train=Train(steps=4, batch=2, eval_every=4, checkpoint_every=4, log_every=2),
+        data=Data(dir=str(texts)),
+    )  # fmt: skip
+    monkeypatch.setattr(books, "base_config", lambda data, steps: small)
+    monkeypatch.setattr(books, "LONG", {"block": 8, "contexts": (0, 16, 56)})
+    out = tmp_path / "books.json"
+    options = books.Options(
+        texts, seeds=1, arms=("sliding window", "in-place TTT"), out=out, runs=tmp_path / "runs"
+    )
+    books.main(options)
+    text = out.read_text()
+    record = json.loads(text)
+    assert [r["arm"] for r in record["runs"]] == ["sliding window", "in-place TTT"]
+    for run in record["runs"]:
+        assert books.matrix(run).shape == (18, 8) and np.all(books.matrix(run) > 0)
+        assert run["long"]["context"] == [0, 16, 56] and len(run["long"]["loss"]) == 3
+        assert run["command"].startswith("python benchmarks/") and run["date"]
+    extra = record["runs"][1]["parameters"] - record["runs"][0]["parameters"]
+    assert extra == 8 * 5 + 8 * 8  # the convolution and the projection
+    assert str(texts) not in text
+    books.main(options)
+    assert out.read_text() == text
+    with pytest.raises(SystemExit, match="no arm 'lstm'"):
+        books.main(dataclasses.replace(options, arms=("lstm",)))
