@@ -38,7 +38,7 @@ def outer(a: Array, b: Array) -> Array:
     """Aᵀ B, a sum over tokens: `[C, m]`, `[C, n] -> [m, n]`, as `contract`."""
     if jax.default_backend() != "cpu":
         return contract(a, b, (0, 0))
-    # XLA's fast product on a CPU wants A turned before, and XLA would fold the turn into the product
+    # the fast product of a CPU wants A turned before, and XLA would fold the turn into it
     return contract(lax.optimization_barrier(a.T), b, (1, 0))
 
 
