@@ -51,7 +51,11 @@ def open_run(path: Path, config: Any) -> Path:
     file = path / "config.json"
     new = to_json(config)
     if file.exists():
-        changed = differences(load_json(file), new)
+        old = load_json(file)
+        if old.get("type") == type(config).__name__:
+            # a field that the run's version did not have yet: the run did what is now its default
+            old = to_json(from_json(old, type(config), str(file)))
+        changed = differences(old, new)
         free = (*FREE_TO_CHANGE, *(f"config.{name}" for name in FREE_TO_CHANGE))
         refused = {k: v for k, v in changed.items() if k not in free}
         if refused:
