@@ -52,12 +52,17 @@ class Options:
     cores: int | None = 1
 
 
+def learns(name: str) -> bool:
+    """Whether a contender is an in-place layer."""
+    return "plain" not in name
+
+
 def make(name: str, size: Size, p: Problem, training: bool) -> Contender:
     """A contender by its name."""
     if name.startswith("torch"):
         import in_place_torch
 
-        return in_place_torch.contender(size, p, training)
+        return in_place_torch.contender(size, p, training, learns(name))
     arrays = (jax.numpy.asarray(x) for x in p)
     return compiled.contender(in_place_jax.function(name, size, training), *arrays)
 
@@ -77,12 +82,11 @@ def contenders(
     dropped: dict[str, float] = {}
     p = reference.problem(size, seed)
     for name in names:
-        learns = name != "plain"
         one = make(name, size, p, training)
         expected = (
-            reference.gradients(p, size, learns)
+            reference.gradients(p, size, learns(name))
             if training
-            else [reference.outputs(p, size, learns)]
+            else [reference.outputs(p, size, learns(name))]
         )
         one.error = harness.norm_ratio(result(one.run(), training), expected)
         if one.error <= TOLERANCE:
@@ -112,7 +116,7 @@ def measure(
         **size._asdict(),
         "mode": "train" if training else "forward",
         "rounds": rounds,
-        "least_ratio": round(in_place_jax.products(size, training), 3),
+        "products": round(in_place_jax.products(size, training), 3),
         "contenders": rows,
         "over_plain": {n: harness.ratio(seconds, n, "plain") for n in found if n != "plain"},
         "over_ours": {n: harness.ratio(seconds, n, "ours") for n in found if n != "ours"},
@@ -146,7 +150,7 @@ def main(options: Options) -> dict[str, Any]:
         import torch
 
         torch.set_num_threads(harness.cores())
-        names.append("torch eager")
+        names += ["torch plain", "torch eager"]
     else:
         print("torch is not installed, so its contender is left out: pip install '.[bench]'")
     record = harness.circumstances(PACKAGES)

@@ -73,7 +73,7 @@ def function(name: str, size: Size, training: bool) -> Callable[..., Any]:
 
 
 def products(size: Size, training: bool) -> float:
-    """Products of the layer over those of the plain one: the least its ratio can be.
+    """Products of the layer over those of the plain one: its ratio if all took the same time.
 
     A chunk is read, once forward and twice backward (as a plain layer), and all but the last are
     written: once forward, three times backward, where one product walks the write back, and again

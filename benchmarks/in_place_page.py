@@ -16,9 +16,10 @@ def circumstances(record: dict[str, Any]) -> str:
     machine, versions = record["machine"], record["versions"]
     packages = ", ".join(f"{n} {v}" for n, v in versions.items() if v and n != "fastweights")
     load = " to ".join(str(record[k][0]) for k in ("load_start", "load_end"))
+    cores = f"{machine['cores']} core{'s' * (machine['cores'] != 1)}"
     return (
-        f"`{record['command']}`, {record['date'][:10]}, {machine['cpu']}, {machine['cores']} "
-        f"cores, load average {load}, {packages}, seed {record['seed']}"
+        f"`{record['command']}`, {record['date'][:10]}, {machine['cpu']}, {cores}, "
+        f"load average {load}, {packages}, seed {record['seed']}"
     )
 
 
@@ -82,7 +83,7 @@ def ratio_table(record: dict[str, Any]) -> str:
         for name in names:
             ratio = group["over_plain"].get(name)
             cells.append("{median:.2f} [{q1:.2f}, {q3:.2f}]".format(**ratio) if ratio else "–")
-        lines.append(row(size_of(group), group["mode"], f"{group['least_ratio']:.2f}", *cells))
+        lines.append(row(size_of(group), group["mode"], f"{group['products']:.2f}", *cells))
     return "\n".join(lines)
 
 

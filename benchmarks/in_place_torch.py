@@ -1,5 +1,9 @@
-"""The in-place layer in eager PyTorch as it is released: every chunk's matrix exists at once."""
+"""The in-place layer in eager PyTorch as it is released: every chunk's matrix exists at once.
 
+And the plain projection there, because PyTorch's products are not XLA's.
+"""
+
+import functools
 import time
 
 import torch
@@ -19,16 +23,18 @@ def layer(size: Size, w0: Tensor, z: Tensor, v: Tensor) -> Tensor:
     return torch.einsum("ncf,ndf->ncd", z, weights).reshape(-1, size.d)[: size.length]
 
 
-def contender(size: Size, p: Problem, training: bool) -> Contender:
-    """Eager, forward or with its gradients to w0, z and v."""
+def contender(size: Size, p: Problem, training: bool, learns: bool) -> Contender:
+    """Eager, forward or with its gradients to w0, z and, of what learns, v."""
     dy = torch.from_numpy(p.dy)
-    inputs = [torch.from_numpy(x).clone().requires_grad_(training) for x in (p.w0, p.z, p.v)]
+    arrays = (p.w0, p.z, p.v) if learns else (p.w0, p.z)
+    inputs = [torch.from_numpy(x).clone().requires_grad_(training) for x in arrays]
+    forward = functools.partial(layer, size) if learns else lambda w0, z: z @ w0.T
 
     def run() -> list[Tensor]:
         if not training:
             with torch.no_grad():
-                return [layer(size, *inputs)]
-        return list(torch.autograd.grad((layer(size, *inputs) * dy).sum(), inputs))
+                return [forward(*inputs)]
+        return list(torch.autograd.grad((forward(*inputs) * dy).sum(), inputs))
 
     start = time.perf_counter()
     run()

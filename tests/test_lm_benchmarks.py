@@ -56,8 +56,10 @@ def test_jax_contenders_agree_with_float64(script, odd, training):
 @pytest.mark.parametrize("training", [False, True])
 def test_torch_agrees_with_float64(script, odd, training):
     pytest.importorskip("torch", reason="torch is not installed: pip install '.[bench]'")
-    found, dropped = script("in_place").contenders(["torch eager"], odd, training, seed=0)
-    assert not dropped and found["torch eager"].error < 1e-6
+    names = ["torch plain", "torch eager"]
+    found, dropped = script("in_place").contenders(names, odd, training, seed=0)
+    assert list(found) == names and not dropped
+    assert all(one.error < 1e-6 for one in found.values())
 
 
 def test_the_reference_is_token_by_token_and_has_its_gradients(script, odd):
@@ -96,7 +98,7 @@ def test_a_wrong_contender_is_dropped_with_a_message(script, odd, monkeypatch, c
     assert "dropped wrong" in capsys.readouterr().out
 
 
-def test_the_least_ratio_counts_products(script, odd):
+def test_the_ratio_by_count_of_products(script, odd):
     """Two chunks: 2 reads and 1 write over 2 reads; in training 6, 1 and 3 + 1 more, over 6."""
     products = script("in_place_jax").products
     two = odd._replace(length=10)
