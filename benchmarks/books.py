@@ -3,7 +3,7 @@
     python benchmarks/books.py --data DIR                 # three arms, 3 seeds: hours on 2 cores
     python benchmarks/books.py --data DIR --ablations       # one change each, one seed
     python benchmarks/books.py --data DIR --quick           # 100 updates of the arms, in minutes
-    python benchmarks/books.py --data DIR --arms window     # a process of its own for some
+    python benchmarks/books.py --data DIR --arms "in-place TTT"   # a process of its own for some
 
 DIR holds the books of `configs/books.py`, whose model, data, order and number of updates all arms
 share. Losses are of windows cut evenly from the books held out for test; every arm reads the same
@@ -29,9 +29,7 @@ import tyro
 from fastweights.tasks import context_loss
 from fastweights.tasks.base import Data
 from fastweights.train import Config, train
-from fastweights.train.checkpoint import Checkpoints
-from fastweights.train.mesh import make_mesh
-from fastweights.train.state import init_state, parameter_count
+from fastweights.train.state import parameter_count
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -125,10 +123,7 @@ def run(arm: str, config: Config, seed: int, folder: Path, rows: int) -> dict[st
     """Train one (arm, seed), or go on with it, and measure it on the test books."""
     config = dataclasses.replace(config, seed=seed)
     result = train(config, folder, quiet=True)
-    with Checkpoints(folder / "checkpoints", report=print) as saved:
-        restored = saved.restore(init_state(config, make_mesh(config.mesh)))
-    assert restored is not None
-    model, task = restored.state.model, config.task
+    model, task = result.state.model, config.task
     losses = functools.partial(jax.jit(task.losses), model)
     documents = [document.tokens for document in task.documents("test", config.data)]
     table, _ = context_loss.windows(documents, task.length)
