@@ -110,7 +110,10 @@ def base_config(data: Path, steps: int | None) -> Config:
         config,
         data=Data(dir=str(data)),
         train=dataclasses.replace(config.train, steps=steps),
-        optim=dataclasses.replace(config.optim, decay_steps=steps),
+        # a run of a few updates has no time for the whole warmup
+        optim=dataclasses.replace(
+            config.optim, decay_steps=steps, warmup=min(config.optim.warmup, steps // 10)
+        ),
     )
 
 

@@ -13,7 +13,7 @@ LAYERS = ("rules", "nn", "models", "tasks", "train")
 #: from checkpoints and stands above them, may import both
 BESIDE = {"hf": ("inference", "tasks", "train"), "inference": ("hf", "tasks", "train")}
 #: what a user starts, and what it is made of
-TOP = ("cli", "cli_models", "continued", "demo", "export", "pretrained")
+TOP = ("cli", "cli_models", "continued", "demo", "export", "fastslow", "pretrained")
 #: packages of others that a layer must do without
 FORBIDDEN = {
     "rules": {"flax", "optax", "orbax", "grain", "tensorflow_datasets", "numpy"},

@@ -90,6 +90,7 @@ def load_config(path: str) -> Any:
     Raises:
         ConfigError: there is no such file, it fails, or it defines no config.
     """
+    from fastweights.fastslow.config import FastSlow
     from fastweights.train import Config
     from fastweights.train.agent import AgentConfig
     from fastweights.train.sweep import Sweep
@@ -113,7 +114,7 @@ def load_config(path: str) -> Any:
         raise ConfigError(
             f"this config file fails: {type(error).__name__}: {error}", where=path, next="mend it"
         ) from error
-    if not isinstance(getattr(module, "config", None), Config | AgentConfig | Sweep):
+    if not isinstance(getattr(module, "config", None), Config | AgentConfig | Sweep | FastSlow):
         raise ConfigError(
             "this config file defines no `config`",
             where=path,
@@ -140,11 +141,14 @@ def train(arguments: list[str]) -> None:
 
     import tyro
 
+    from fastweights.fastslow.config import FastSlow, arm
     from fastweights.train import train as train_network
     from fastweights.train.agent import AgentConfig, train_agent
 
     kind: Any = type(config)
     start: Any = train_agent if kind is AgentConfig else train_network
+    if kind is FastSlow:
+        from fastweights.fastslow.loop import train_fast_slow as start
 
     flag = tyro.conf.arg
     fields = [
@@ -154,10 +158,28 @@ def train(arguments: list[str]) -> None:
     ]
     Arguments: Any = dataclasses.make_dataclass("Arguments", fields, frozen=True)
     config, rest = switch_off(config, arguments[1:])
+    if kind is FastSlow:
+        # the arm is applied first, so that flags can change what it sets
+        name, rest = taken_out(rest, "--arm", "fst")
+        config = arm(config, name)
     default = Arguments(config, tyro.MISSING)
     given = parse(Arguments, rest, f"fastweights train {arguments[0]}", default)
     result = start(given.config, given.run_dir, quiet=given.quiet)
     print(json.dumps({"run_dir": str(result.run_dir), **final_scores(result.history)}))
+
+
+def taken_out(arguments: list[str], flag: str, default: str) -> tuple[str, list[str]]:
+    """The value of a flag, and the arguments without it; `--flag value` or `--flag=value`."""
+    rest, value = [], default
+    words = iter(arguments)
+    for word in words:
+        if word == flag:
+            value = next(words, "")
+        elif word.startswith(f"{flag}="):
+            value = word.removeprefix(f"{flag}=")
+        else:
+            rest.append(word)
+    return value, rest
 
 
 def switch_off(config: Any, arguments: list[str]) -> tuple[Any, list[str]]:

@@ -11,6 +11,7 @@ from fastweights.hf.files import directory
 from fastweights.hf.saving import copy_tokenizer, refuse_to_overwrite
 from fastweights.pretrained import load_run, stop_tokens
 from fastweights.tasks import bytes_file
+from fastweights.tasks.hint_corpus import HintCorpus
 from fastweights.tasks.language import Language
 from fastweights.tasks.text_tokens import load_tokenizer
 from fastweights.train.config import Config
@@ -43,10 +44,10 @@ def export_run(run_dir: str | Path, path: str | Path, which: str = "best") -> in
     return step
 
 
-def lend(config: Config, task: Language, folder: Path) -> None:
+def lend(config: Config, task: Language | HintCorpus, folder: Path) -> None:
     """Put into a folder what `hf.save` takes from one: other config keys, and tokenizer files."""
     raw = {}
-    if task.tokenizer == "bytes":
+    if isinstance(task, HintCorpus) or task.tokenizer == "bytes":
         bytes_file.write(folder)
     else:
         load_tokenizer(task.tokenizer, task.separator)  # refuses a file that is no tokenizer

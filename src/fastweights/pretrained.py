@@ -14,6 +14,7 @@ from fastweights.hf.config import read_json
 from fastweights.hf.files import directory
 from fastweights.models.decoder import Decoder
 from fastweights.models.decoder_mesh import path_name
+from fastweights.tasks.hint_corpus import END, HintCorpus
 from fastweights.tasks.language import Language
 from fastweights.tasks.text_tokens import Tokenizer, TokenizerFile
 from fastweights.train import Config, Mesh
@@ -34,7 +35,7 @@ class Run(NamedTuple):
     """A run of a language model, and the model it has come to."""
 
     config: Config
-    task: Language
+    task: Language | HintCorpus
     model: Decoder
     step: int
 
@@ -102,12 +103,12 @@ def load_run(path: str | Path, which: str = "best") -> Run:
     file = folder / "config.json"
     raw = runs.load_json(file) if file.exists() else {"type": "Config"}
     config = runs.load_config(folder) if raw.get("type") == "Config" else None
-    if config is None or not isinstance(config.task, Language):
+    if config is None or not isinstance(config.task, Language | HintCorpus):
         raise ConfigError(
             "this is no run of a language model",
             where=folder,
             cause=f"it was made by a {type(config.task).__name__ if config else raw.get('type')}",
-            next="give the directory of a run whose task is Language",
+            next="give the directory of a run whose task is Language or HintCorpus",
         )
     restored = restore_run(folder, config, make_mesh(Mesh()), which)
     return Run(config, config.task, restored.state.model, restored.step)
@@ -140,7 +141,9 @@ def ends(raw: dict[str, Any]) -> tuple[int, ...]:
 
 def stop_tokens(config: Config) -> tuple[int, ...]:
     """The tokens that end a text in a run: its separator, and those of where it started."""
-    task = cast(Language, config.task)
+    task = cast(Language | HintCorpus, config.task)
+    if isinstance(task, HintCorpus):
+        return (ord(END),)
     start = None if config.start is None else Path(config.start).expanduser() / "config.json"
     inherited = ends(read_json(start)) if start is not None and start.exists() else ()
     own = () if task.tokens.separator is None else (task.tokens.separator,)

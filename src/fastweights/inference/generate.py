@@ -161,7 +161,7 @@ def generate(
     """Continue prompts.
 
     Reading the prompts and writing the answers is one compiled call. Programs are compiled for
-    sizes of 1 and multiples of 64.
+    sizes of 1, multiples of 16 up to 64, and multiples of 64.
 
     Args:
         model: the decoder.

@@ -13,13 +13,15 @@ from fastweights.inference.forward import advance
 from fastweights.inference.state import State, batch, capacity, empty
 from fastweights.models.decoder import Decoder
 
-#: sizes are rounded up to multiples of it, so that few programs are compiled
+#: sizes are rounded up to multiples of it, so that few programs are compiled; short ones to
+#: multiples of a quarter, since the padding would outweigh the text
 BUCKET = 64
 
 
 def bucket(size: int) -> int:
     """`size` rounded up; 1 stays 1, for reading token by token."""
-    return 1 if size == 1 else -(-size // BUCKET) * BUCKET
+    step = BUCKET if size > BUCKET else BUCKET // 4
+    return 1 if size == 1 else -(-size // step) * step
 
 
 def padded(tokens: np.ndarray) -> np.ndarray:

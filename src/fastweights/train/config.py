@@ -15,6 +15,7 @@ from fastweights.models.retrieval import RetrievalModel
 from fastweights.tasks.base import Data, Task
 from fastweights.tasks.faces import Faces
 from fastweights.tasks.glimpses import Glimpses
+from fastweights.tasks.hint_corpus import HintCorpus
 from fastweights.tasks.language import Language
 from fastweights.tasks.retrieval import Retrieval
 
@@ -99,7 +100,7 @@ class Config:
             the checkpoint does not have start fresh.
     """
 
-    task: Retrieval | Glimpses | Faces | Language
+    task: Retrieval | Glimpses | Faces | Language | HintCorpus
     model: RetrievalModel | GlimpseModel | ConvNetModel | DecoderConfig
     optim: Optim = Optim()
     train: Train = Train()

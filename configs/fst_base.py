@@ -1,0 +1,28 @@
+"""The small world's language model: it learns what hints mean, and to guess hints from examples.
+
+    fastweights train configs/fst_base.py --run-dir runs/fst_base
+
+Fast-slow training starts from it, see configs/fst_programs.py; its frozen copy is the reflector.
+"""
+
+from fastweights.models.decoder_config import DecoderConfig
+from fastweights.tasks.hint_corpus import HintCorpus
+from fastweights.train import Config, Optim, Train
+
+config = Config(
+    task=HintCorpus(),
+    model=DecoderConfig(
+        family="qwen3",
+        vocab=264,
+        hidden=128,
+        intermediate=256,
+        layers=4,
+        heads=4,
+        kv_heads=4,
+        head_dim=32,
+        tie_embeddings=True,
+        max_length=256,
+    ),
+    optim=Optim(lr=3e-3, schedule="cosine", decay_steps=2_000, warmup=100, clip=1.0),
+    train=Train(steps=2_000, batch=64, eval_every=200, checkpoint_every=200, log_every=50),
+)

@@ -1,0 +1,11 @@
+"""Fast-slow training on chains of operators whose meaning is hidden.
+
+fastweights train configs/fst_base.py --run-dir runs/fst_base         # once
+fastweights train configs/fst_conventions.py --run-dir runs/fst_conventions
+fastweights train configs/fst_conventions.py --arm rl --run-dir runs/fst_conventions_rl
+"""
+
+from fastweights.fastslow.config import FastSlow
+from fastweights.tasks.conventions import Conventions
+
+config = FastSlow(task=Conventions(), base="runs/fst_base")

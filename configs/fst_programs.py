@@ -1,0 +1,14 @@
+"""Fast-slow training on hinted string programs: prompts evolve while RL moves the weights.
+
+    fastweights train configs/fst_base.py --run-dir runs/fst_base         # once
+    fastweights train configs/fst_programs.py --run-dir runs/fst_programs
+    fastweights train configs/fst_programs.py --arm rl --run-dir runs/fst_programs_rl
+
+Arms: fst, rl, evolution, evolution-rl, rl-evolution, fst-one-prompt, fst-per-prompt, rl-entropy,
+rl-kl, rl-oracle, rl-easy.
+"""
+
+from fastweights.fastslow.config import FastSlow
+from fastweights.tasks.programs import Programs
+
+config = FastSlow(task=Programs(), base="runs/fst_base")

@@ -1,0 +1,1 @@
+"""Fast-Slow Training: prompts as fast weights, parameters as slow weights, one reward for both."""

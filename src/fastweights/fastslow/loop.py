@@ -1,0 +1,326 @@
+"""The two-speed loop: evolutions of the prompts between updates of the weights, and its run.
+
+What a run does is a list of ticks (`config.timeline`), a checkpoint can follow any of them, and all
+chance comes from the seed and the number of a tick. So a run stopped anywhere, in the middle of an
+evolution too, goes on exactly as if it had not been.
+"""
+
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fastweights import pretrained
+from fastweights.errors import CheckpointError, NumericalError, Preempted
+from fastweights.fastslow import population as prompts
+from fastweights.fastslow.config import FastSlow, Tick, check, timeline
+from fastweights.fastslow.evaluation import divergence, held_out, score
+from fastweights.fastslow.evolution import Event, Judged, tick
+from fastweights.fastslow.judge import Direct, Judge
+from fastweights.fastslow.population import Candidate, Population
+from fastweights.fastslow.prompt_log import PromptLog
+from fastweights.fastslow.proposers import make_proposer
+from fastweights.fastslow.rollouts import Sampler
+from fastweights.fastslow.slow import batch_of, explore, make_update
+from fastweights.tasks.continual import Continual
+from fastweights.train import run_dir as runs
+from fastweights.train.checkpoint import Checkpoints
+from fastweights.train.loop import Result
+from fastweights.train.metrics import Metrics, read
+from fastweights.train.optim import optimizer
+from fastweights.train.progress import Progress, warn
+from fastweights.train.signals import StopRequest
+from fastweights.train.state import TrainState, parameter_count
+
+#: answers to each problem of an evaluation
+EVALUATION_TIMES = 2
+
+
+@dataclasses.dataclass
+class Run:
+    """A run in the middle: what is saved, and what it works with."""
+
+    config: FastSlow
+    base: pretrained.Pretrained
+    state: TrainState
+    population: Population
+    #: rollouts so far, of the slow and of the fast loop; those of evaluations are in neither
+    counts: dict[str, int]
+
+    def task(self, updates: int) -> Any:
+        """The task after so many updates."""
+        task = self.config.task
+        return task.at(updates) if isinstance(task, Continual) else task
+
+    def sampler(self, task: Any) -> Sampler:
+        """How the policy answers."""
+        return Sampler(
+            self.base.tokenizer,
+            self.base.stop_tokens,
+            task.answer_length,
+            self.config.rl.temperature,
+        )
+
+    def seed(self, *parts: int) -> int:
+        """A seed of its own for every use, below 2**31."""
+        bits = np.random.SeedSequence((self.config.seed, *parts)).generate_state(1)[0]
+        return int(bits >> 1)
+
+
+def begin(config: FastSlow) -> Run:
+    """A run before its first tick."""
+    base = pretrained.load(config.base)
+    task = config.task.at(0) if isinstance(config.task, Continual) else config.task
+    first = task.oracle if config.prompt == "oracle" else task.seed_prompt
+    state = TrainState(
+        jnp.zeros((), jnp.int32),
+        base.model,
+        optimizer(config.optim).init(cast(Any, base.model)),
+        jax.random.key(config.seed),
+    )
+    return Run(config, base, state, Population((Candidate(0, first),)), {"slow": 0, "fast": 0})
+
+
+def evolve(run: Run, at: Tick, judge: Judge) -> Event:
+    """One tick of an evolution."""
+    task, config = run.task(at.updates), run.config
+    sampler = run.sampler(task)
+
+    def evaluate(candidates: Any, problems: Any, samples: int, seed: int) -> Any:
+        texts = [task.text(prompt, problem) for prompt in candidates for problem in problems]
+        found = sampler(run.state.model, texts, samples, seed)
+        asked = [x for _ in candidates for x in problems for _ in range(samples)]
+        judged = map(Judged, found.texts, judge.verify_many(asked, found.texts))
+        return [[[next(judged) for _ in range(samples)] for _ in problems] for _ in candidates]
+
+    assert at.cycle is not None
+    run.population, event = tick(
+        config.evolution,
+        task,
+        run.population,
+        at.cycle,
+        at.part,
+        evaluate=evaluate,
+        proposer=make_proposer(config.proposer, task, run.base),
+        seed=config.seed,
+    )
+    run.counts["fast"] += event.rollouts
+    return event
+
+
+def update(run: Run, at: Tick, judge: Judge) -> dict[str, float]:
+    """One update of the weights; the scores of its rollouts."""
+    config, rl = run.config, run.config.rl
+    task = run.task(at.updates)
+    problems = task.problems("train", rl.problems, run.seed(0, at.updates))
+    easy = round(rl.easy * rl.problems)
+    if easy:
+        problems[:easy] = task.easier().problems("train", easy, run.seed(1, at.updates))
+    members = [member.components for member in run.population.members]
+    members = members[: rl.rollouts]
+    # a young population may have a number of prompts that does not divide G
+    while rl.rollouts % len(members):
+        members.append(members[0])
+    seen = explore(
+        rl,
+        task,
+        members,
+        problems,
+        run.state.model,
+        run.sampler(task),
+        judge,
+        run.seed(2, at.updates),
+    )
+    run.counts["slow"] += len(seen.rewards)
+    step, batch = make_update(rl, config.optim), batch_of(seen)
+    scores: dict[str, Any] = {}
+    for _ in range(rl.passes):
+        run.state, scores = step(run.state, run.base.model if rl.kl else None, batch)
+    scored = ~np.isnan(seen.rewards)
+    return {name: float(x) for name, x in scores.items()} | {
+        "reward": float(seen.rewards[scored].mean()) if scored.any() else 0.0,
+        "accuracy": seen.correct,
+        "used": float(seen.used.mean()),
+        "unscored": float(1 - scored.mean()),
+    }
+
+
+def evaluate(run: Run, updates: int, judge: Judge, split: str = "validation") -> dict[str, float]:
+    """Accuracy on held-out problems and divergence from the base model.
+
+    "own" is the best prompt of the population as last scored, "seed" the task's empty one; the
+    divergences are under the same prompt for both models.
+    """
+    task, model = run.task(updates), run.state.model
+    sampler = run.sampler(task)
+    problems = held_out(task, split, run.config.evaluation)
+    own, empty = run.population.best().components, task.seed_prompt
+    found: dict[str, float] = {}
+    for name, prompt in {"own": own, "seed": empty}.items():
+        if name == "seed" and dict(own) == dict(empty):
+            mine = {k: v for k, v in found.items() if k.endswith("_own")}
+            found |= {k.removesuffix("own") + "seed": v for k, v in mine.items()}
+            continue
+        got = score(model, task, prompt, problems, sampler, judge, EVALUATION_TIMES, 0)
+        apart = divergence(model, run.base.model, got.rollouts, run.config.rl.temperature)
+        values = {
+            "accuracy": got.accuracy,
+            "reward": got.reward,
+            "entropy": got.entropy,
+            "kl_token": apart.token,
+            "kl_sequence": apart.sequence,
+        }
+        found |= {f"{k}_{name}": v for k, v in values.items()}
+    return found
+
+
+def fingerprint(model: Any) -> str:
+    """SHA-256 of a model's numbers."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(model):
+        digest.update(np.asarray(leaf).tobytes())
+    return digest.hexdigest()
+
+
+def train_fast_slow(config: FastSlow, run_dir: str | Path, *, quiet: bool = False) -> Result:
+    """Do all of a config's timeline; goes on where the run in `run_dir` stopped.
+
+    `metrics.jsonl` has a line for every tick that has something to say, whose step is the number of
+    ticks done, with "updates", "rollouts_slow" and "rollouts_fast" so far. `prompts.jsonl` has the
+    events of the evolutions and the population after each.
+
+    Args:
+        config: what to do.
+        run_dir: the run's directory, made if absent.
+        quiet: show no progress.
+
+    Raises:
+        ConfigError: the config cannot run, or `run_dir` holds a run of another config.
+        CheckpointError: the run directory cannot be written, no checkpoint in it can be trusted, or
+            the base model is not the one the run began with.
+        NumericalError: loss or gradient was not finite; the state before that update is saved.
+        Preempted: a signal asked the run to stop; its state is saved.
+    """
+    check(config)
+    run, plan = begin(config), config.train
+    ticks = timeline(config)
+    directory = runs.open_run(Path(run_dir), config)
+    base = fingerprint(run.base.model)
+    with (
+        StopRequest() as stop,
+        Progress(len(ticks), quiet) as progress,
+        Checkpoints(directory / "checkpoints", keep_last=plan.keep_last, report=warn) as saves,
+        Direct(lambda problem, answer: run.task(0).verify(problem, answer)) as judge,
+    ):
+        start = restore(run, saves, base, directory)
+        if start:
+            progress.note(f"resumed at tick {start} of {len(ticks)}")
+        progress.note(f"{parameter_count(run.state.model):,} parameters, order {config.order}")
+        log = PromptLog(directory, start)
+        metrics = Metrics(directory, start, plan.tensorboard)
+
+        def save(done: int) -> None:
+            extra = {
+                "base": base,
+                "population": prompts.to_json(run.population),
+                "counts": run.counts,
+            }
+            saves.save(done, run.state, extra=extra)
+
+        def measure(done: int, updates: int) -> None:
+            values = evaluate(run, updates, judge)
+            metrics.write(done, standing(run, updates) | prefixed("validation", values))
+            progress.note(
+                f"{updates} updates, {sum(run.counts.values())} rollouts: accuracy "
+                f"{values['accuracy_own']:.3f}, KL {values['kl_sequence_own']:.2f} nats, prompt "
+                f"{shown(run.population.best().components)}"
+            )
+
+        try:
+            if not start:
+                measure(0, 0)
+            for number in range(start, len(ticks)):
+                at, done = ticks[number], number + 1
+                last = done == len(ticks)
+                judge.function = run.task(at.updates).verify
+                if at.cycle is None:
+                    scores = update(run, at, judge)
+                    updates = at.updates + 1
+                    if scores.pop("not_finite"):
+                        save(number)
+                        saves.wait()
+                        raise NumericalError(
+                            "loss or gradient is not finite",
+                            where=f"update {updates}",
+                            cause="a learning rate too high for this model",
+                            next="a new --run-dir with a lower --optim.lr; the weights of the last "
+                            "good update are saved in this one",
+                        )
+                    if updates % plan.log_every == 0 or last:
+                        metrics.write(done, standing(run, updates) | prefixed("train", scores))
+                        progress.update(done, {"reward": scores["reward"]}, last)
+                    ended = updates % plan.eval_every == 0 or last
+                    saving = updates % plan.checkpoint_every == 0
+                else:
+                    event = evolve(run, at, judge)
+                    updates = at.updates
+                    log.write(done, at.cycle, event, run.population)
+                    ended = event.kind == "kept" and (config.order == "fast" or last)
+                    saving = ended
+                if ended:
+                    measure(done, updates)
+                if saving or last or stop.name:
+                    save(done)
+                if stop.name and not last:
+                    saves.wait()
+                    raise Preempted(
+                        f"stopped by {stop.name} at tick {done} of {len(ticks)}, all of it saved",
+                        where=directory,
+                        next="run the same command again to go on",
+                    )
+            saves.wait()
+        except OSError as error:
+            raise runs.cannot_write(directory, error) from error
+        finally:
+            metrics.close()
+            log.close()
+        return Result(run.state, read(directory), directory)
+
+
+def restore(run: Run, saves: Checkpoints, base: str, directory: Path) -> int:
+    """Put a run where its newest checkpoint is; the ticks done, 0 if there is none."""
+    restored = saves.restore(run.state)
+    if restored is None:
+        return 0
+    if restored.extra["base"] != base:
+        raise CheckpointError(
+            "the base model is not the one this run began with",
+            where=run.config.base,
+            cause="it was trained further, or replaced",
+            next="give the base model of the run, or start a new --run-dir",
+        )
+    run.state = restored.state
+    run.population = prompts.from_json(restored.extra["population"])
+    run.counts = dict(restored.extra["counts"])
+    return restored.step
+
+
+def standing(run: Run, updates: int) -> dict[str, float]:
+    """What a run has used so far."""
+    counts = {f"rollouts_{name}": count for name, count in run.counts.items()}
+    return {"updates": updates, **counts}
+
+
+def prefixed(prefix: str, values: dict[str, float]) -> dict[str, float]:
+    """Names with the part of the run they are of."""
+    return {f"{prefix}/{name}": value for name, value in values.items()}
+
+
+def shown(components: Any) -> str:
+    """A prompt in one line: what its components say."""
+    said = ", ".join(f"{name}: {text}" for name, text in components.items() if text)
+    return f"({said})" if said else "(empty)"

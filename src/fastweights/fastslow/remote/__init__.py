@@ -1,0 +1,1 @@
+"""A reflection model behind an OpenAI-compatible endpoint: calls, what they cost, their record."""

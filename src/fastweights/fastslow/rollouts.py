@@ -1,0 +1,91 @@
+"""Answers sampled from the policy, with what a policy gradient needs to know of them."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from fastweights import inference
+from fastweights.inference.prompt import bucket
+from fastweights.models.decoder import Decoder
+from fastweights.tasks.text_tokens import Tokenizer
+
+
+class Rollouts(NamedTuple):
+    """Answers to B inputs, as tokens; NumPy arrays on the host."""
+
+    inputs: np.ndarray  # [B, P] int32, right-padded with 0
+    input_lengths: np.ndarray  # [B] int32
+    answers: np.ndarray  # [B, A] int32, the stop token included, then 0
+    answer_lengths: np.ndarray  # [B] int32
+    log_probs: np.ndarray  # [B, A] float32, of the distribution drawn from; 0 beyond the answer
+    texts: list[str]  # [B], without the stop token
+
+
+class Sampler(NamedTuple):
+    """How a policy answers.
+
+    Attributes:
+        tokenizer: between text and tokens.
+        stop_tokens: any of them ends an answer.
+        max_new_tokens: the most tokens of an answer.
+        temperature: of the sampling, more than 0.
+    """
+
+    tokenizer: Tokenizer
+    stop_tokens: tuple[int, ...]
+    max_new_tokens: int
+    temperature: float = 1.0
+
+    def __call__(self, model: Decoder, texts: Sequence[str], times: int, seed: int) -> Rollouts:
+        """Answer every text `times` times, the answers to one text next to each other.
+
+        Each text is read once: its answers share what the model has read, keys, values and fast
+        weights, until they part. Numbers of rows are rounded up to powers of two, so that few
+        programs are compiled.
+
+        Args:
+            model: the policy.
+            texts: what to answer.
+            times: answers to each.
+            seed: of the sampling.
+        """
+        tokens = [self.tokenizer.encode(text) for text in texts]
+        lengths = np.array([len(x) for x in tokens], np.int32)
+        width, rows = bucket(int(lengths.max())), power_of_two(len(texts))
+        inputs = np.zeros((rows, width), np.int32)
+        for row, x in zip(inputs, tokens, strict=False):
+            row[: len(x)] = x
+        inputs[len(texts) :] = inputs[:1]
+        padded = np.concatenate([lengths, np.full(rows - len(texts), lengths[0], np.int32)])
+        room = width + self.max_new_tokens
+        state = inference.prefill(model, inputs, padded, max_length=room)
+        out = inference.generate(
+            model,
+            state=inference.fork(state, times),
+            max_new_tokens=self.max_new_tokens,
+            temperature=self.temperature,
+            stop_tokens=self.stop_tokens,
+            key=jax.random.key(seed),
+        )
+        count = len(texts) * times
+        answers, sizes, log_probs = (np.asarray(x)[:count] for x in out)
+        return Rollouts(
+            np.repeat(inputs[: len(texts)], times, 0),
+            np.repeat(lengths, times),
+            answers,
+            sizes,
+            log_probs,
+            [self.text(row[:size]) for row, size in zip(answers, sizes, strict=True)],
+        )
+
+    def text(self, answer: np.ndarray) -> str:
+        """The text of an answer's tokens, without the stop token."""
+        ended = len(answer) > 0 and int(answer[-1]) in self.stop_tokens
+        return self.tokenizer.decode(answer[:-1] if ended else answer)
+
+
+def power_of_two(count: int) -> int:
+    """The least power of two that is not below `count`."""
+    return 1 << (count - 1).bit_length()

@@ -1,0 +1,130 @@
+"""An update of the slow weights from rollouts under the whole population of prompts."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+
+from fastweights.fastslow.evaluation import answer_features, rewards, sequences
+from fastweights.fastslow.judge import Judge
+from fastweights.fastslow.objective import (
+    PolicyGradient,
+    advantages,
+    divergence_loss,
+    policy_loss,
+    token_mean,
+)
+from fastweights.fastslow.rollouts import Rollouts, Sampler
+from fastweights.models.decoder import unembedding
+from fastweights.nn.cross_entropy import NO_TARGET, token_losses
+from fastweights.tasks.prompted import Problem, Prompt, PromptedTask, Score
+from fastweights.train.config import Optim
+from fastweights.train.optim import learning_rate, optimizer
+from fastweights.train.state import TrainState
+
+Batch = dict[str, Any]
+Update = Callable[[TrainState, Any, Batch], tuple[TrainState, dict[str, Array]]]
+
+
+class Experience(NamedTuple):
+    """Rollouts of one update, judged."""
+
+    rollouts: Rollouts
+    rewards: np.ndarray  # [B] float64, NaN where there is no score
+    correct: float  # share of the scored answers that are right
+    advantages: np.ndarray  # [B]
+    used: np.ndarray  # [B] bool
+
+
+def explore(
+    config: PolicyGradient,
+    task: PromptedTask,
+    prompts: Sequence[Prompt],
+    problems: Sequence[Problem],
+    model: Any,
+    sampler: Sampler,
+    judge: Judge,
+    seed: int,
+) -> Experience:
+    """G rollouts of every problem, G / K under each of the K prompts, and their advantages."""
+    times = config.rollouts // len(prompts)
+    texts = [task.text(prompt, problem) for problem in problems for prompt in prompts]
+    rollouts = sampler(model, texts, times, seed)
+    size = len(prompts) * times
+    asked = [problem for problem in problems for _ in range(size)]
+    outcomes = judge.verify_many(asked, rollouts.texts)
+    found = rewards(outcomes)
+    member = size if config.baseline == "problem" else times
+    groups = np.arange(len(found)) // member
+    worth, used = advantages(found, groups, config.advantage)
+    good = [x.correct for x in outcomes if isinstance(x, Score)]
+    return Experience(rollouts, found, sum(good) / max(len(good), 1), worth, used)
+
+
+def batch_of(experience: Experience) -> Batch:
+    """What `make_update` takes, as arrays."""
+    tokens, at, mask = sequences(experience.rollouts)
+    answers = np.where(mask, experience.rollouts.answers, NO_TARGET)
+    return {
+        "tokens": tokens,
+        "at": at,
+        "answers": answers.astype(np.int32),
+        "behaviour": experience.rollouts.log_probs,
+        "advantage": experience.advantages.astype(np.float32),
+        "used": mask & experience.used[:, None],
+        "there": mask,
+    }
+
+
+def answer_log_probs(model: Any, batch: Batch, temperature: float) -> Array:
+    """Log probability of every answer token, `[B, A]` float32, 0 where there is none."""
+    features = answer_features(model, batch["tokens"], batch["at"])
+    # dividing the features divides the logits
+    features = features / jnp.asarray(temperature, features.dtype)
+    first = model.head is None
+    return -token_losses(features, unembedding(model), batch["answers"], vocab_first=first)
+
+
+@functools.lru_cache(16)
+def make_update(config: PolicyGradient, optim: Optim) -> Update:
+    """The jitted update: (state, base, batch) -> (state, scores).
+
+    `base` is None, or the model that `config.kl` keeps the policy near to. An update whose loss or
+    gradient is not finite changes nothing.
+    """
+    transform, schedule = optimizer(optim), learning_rate(optim)
+
+    def loss(model: Any, base: Any, batch: Batch) -> tuple[Array, dict[str, Array]]:
+        log_p = answer_log_probs(model, batch, config.temperature)
+        policy = policy_loss(config, log_p, batch["behaviour"], batch["advantage"], batch["used"])
+        total, there = policy, batch["there"].astype(jnp.float32)
+        if config.entropy:
+            total += config.entropy * divergence_loss(log_p, None, there)
+        if config.kl:
+            reference = answer_log_probs(base, batch, config.temperature)
+            reference = jax.lax.stop_gradient(reference)
+            total += config.kl * divergence_loss(log_p, reference, there)
+        apart = jax.lax.stop_gradient(log_p) - batch["behaviour"]
+        scores = {"loss": policy, "off_policy": token_mean(jnp.abs(apart), there)}
+        return total, scores
+
+    @jax.jit
+    def update(state: TrainState, base: Any, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+        (total, scores), grads = jax.value_and_grad(loss, has_aux=True)(state.model, base, batch)
+        norm = optax.tree.norm(grads)
+        updates, new = transform.update(grads, state.optimizer, state.model)
+        model = optax.apply_updates(state.model, updates)
+        finite = jnp.isfinite(total) & jnp.isfinite(norm)
+        model, new = jax.tree.map(
+            lambda a, b: jnp.where(finite, a, b), (model, new), (state.model, state.optimizer)
+        )
+        scores |= {"grad_norm": norm, "lr": jnp.asarray(schedule(state.step), jnp.float32)}
+        scores["not_finite"] = (~finite).astype(jnp.float32)
+        return TrainState(state.step + 1, model, new, state.key), scores
+
+    return update

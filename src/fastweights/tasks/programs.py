@@ -1,0 +1,213 @@
+"""Hinted string programs: rewrite five digits by a hidden rule that a hint can spell out.
+
+A hint is a word of operations, applied from the left to the digits: `r` reverses, `t` moves the
+first digit to the end, `i` adds 1 to each (mod 10), `n` takes each from 9, `w` swaps the first two.
+The rule depends on the input: numbers whose first digit is odd have one, the others another. A hint
+has a clause for each, `oirt` and `enw`, and may lack either, so that prompts can own a part of the
+problems; with a length cap, one prompt cannot hold it all.
+
+    oirtenw|36157=...
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import ClassVar
+
+from fastweights.tasks.haystack import Draw
+from fastweights.tasks.prompted import Problem, Prompt, Score
+
+OPERATIONS = "rtinw"
+#: component -> letter of its clause
+CLAUSES = {"odd": "o", "even": "e"}
+_SPLITS = {"train": 0, "validation": 1, "test": 2}
+
+
+def apply(word: str, digits: str) -> str:
+    """A word of operations applied to digits, from its left."""
+    for letter in word:
+        if letter == "r":
+            digits = digits[::-1]
+        elif letter == "t":
+            digits = digits[1:] + digits[:1]
+        elif letter == "i":
+            digits = "".join(str((int(d) + 1) % 10) for d in digits)
+        elif letter == "n":
+            digits = "".join(str(9 - int(d)) for d in digits)
+        elif letter == "w":
+            digits = digits[1::-1] + digits[2:]
+        else:
+            raise ValueError(f"no operation {letter!r}; there are {', '.join(OPERATIONS)}")
+    return digits
+
+
+def matching(expected: str, given: str) -> float:
+    """The share of places at which two texts agree, of the longer one."""
+    same = sum(a == b for a, b in zip(expected, given, strict=False))
+    return same / max(len(expected), len(given), 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Programs:
+    """See the module. Reward: the share of digits that are right, or 1 for all of them only.
+
+    Attributes:
+        odd: the hidden rule of numbers with an odd first digit.
+        even: that of the others.
+        digits: of a number.
+        longest: characters of a hint, clause letters included.
+        dense: whether a part of the digits is worth a part of the reward.
+    """
+
+    odd: str = "irt"
+    even: str = "nwi"
+    digits: int = 5
+    longest: int = 8
+    dense: bool = True
+
+    #: see `HintedTask`
+    pairs: ClassVar[int] = 3
+
+    @property
+    def seed_prompt(self) -> dict[str, str]:
+        """See `PromptedTask`."""
+        return dict.fromkeys(CLAUSES, "")
+
+    @property
+    def oracle(self) -> dict[str, str]:
+        """See `HintedTask`; longer than a prompt may be where `longest` is small."""
+        return {"odd": self.odd, "even": self.even}
+
+    @property
+    def answer_length(self) -> int:
+        """See `PromptedTask`."""
+        return self.digits + 1
+
+    def easier(self) -> "Programs":
+        """See `HintedTask`: there is no easier kind, a part of the reward is had from the start."""
+        return self
+
+    def faults(self) -> list[str]:
+        """See `HintedTask`."""
+        found = [
+            f"{name} is {word!r}; it must be of the operations {', '.join(OPERATIONS)}"
+            for name, word in (("odd", self.odd), ("even", self.even))
+            if not word or set(word) - set(OPERATIONS)
+        ]
+        if not 2 <= self.digits <= 9:
+            found.append(f"digits is {self.digits}; it must be from 2 to 9")
+        if self.longest < 2:
+            found.append(f"longest is {self.longest}; a clause takes at least 2 characters")
+        return found
+
+    def problems(self, split: str, count: int, seed: int = 0) -> list[Problem]:
+        """See `PromptedTask`: every tenth number is for validation, every tenth for test."""
+        draw, found = Draw(1, _SPLITS[split], seed), []
+        while len(found) < count:
+            number = draw.below(10**self.digits)
+            # not the last digit: parts of the numbers would differ in what a rule sees
+            if {8: 1, 9: 2}.get(sum(map(int, str(number))) % 10, 0) != _SPLITS[split]:
+                continue
+            query = str(number).zfill(self.digits)
+            found.append(Problem(query, query, self.solve(query)))
+        return found
+
+    def solve(self, query: str) -> str:
+        """The reference answer."""
+        return apply(self.oracle[slice_of(query)], query)
+
+    def text(self, prompt: Prompt, problem: Problem) -> str:
+        """See `PromptedTask`."""
+        return f"{hint(prompt)}|{problem.query}="
+
+    def verify(self, problem: Problem, answer: str) -> Score:
+        """See `PromptedTask`."""
+        expected = problem.answer
+        if answer == expected:
+            return Score(1.0, True, "right")
+        share = matching(expected, answer)
+        first = next((i for i, x in enumerate(expected) if answer[i : i + 1] != x), len(expected))
+        return Score(
+            share if self.dense else 0.0,
+            False,
+            f"{slice_of(problem.query)}: {problem.query} becomes {expected}, not {answer!r}; "
+            f"the first difference is at place {first + 1}",
+        )
+
+    def prompt_problems(self, prompt: Prompt) -> list[str]:
+        """See `PromptedTask`."""
+        if set(prompt) != set(CLAUSES):
+            return [f"components are {', '.join(CLAUSES)}, not {', '.join(prompt)}"]
+        found = [
+            f"{name}: {letter!r} is none of the operations {', '.join(OPERATIONS)}"
+            for name, word in prompt.items()
+            for letter in sorted(set(word) - set(OPERATIONS))
+        ]
+        if len(hint(prompt)) > self.longest:
+            found.append(f"{hint(prompt)!r} is longer than {self.longest} characters")
+        return found
+
+    def units(self, component: str) -> Sequence[str]:
+        """See `HintedTask`."""
+        return OPERATIONS
+
+    def evidence(self, component: str, query: str, answer: str) -> list[tuple[str, str]]:
+        """See `HintedTask`: the problem itself, if the component is the one for it."""
+        return [(query, answer)] if slice_of(query) == component else []
+
+    def explain(self, component: str, text: str, question: str) -> str:
+        """See `HintedTask`."""
+        return apply(text, question)
+
+
+def slice_of(query: str) -> str:
+    """The component that a number's rule is in."""
+    return "odd" if int(query[0]) % 2 else "even"
+
+
+def hint(prompt: Prompt) -> str:
+    """A prompt as the model reads it: the clauses that say something."""
+    return "".join(letter + prompt[name] for name, letter in CLAUSES.items() if prompt[name])
+
+
+def random_word(draw: Draw) -> str:
+    """1 to 3 operations, none of which undoes the one before it; three of them are rare."""
+    word = ""
+    size = (1, 1, 1, 1, 2, 2, 2, 2, 2, 3)[draw.below(10)]
+    while len(word) < size:
+        letter = OPERATIONS[draw.below(len(OPERATIONS))]
+        if not (word[-1:] == letter and letter in "rnw"):
+            word += letter
+    return word
+
+
+def random_document(draw: Draw, digits: int = 5) -> tuple[str, str]:
+    """A hint, a number and its rewriting, as (what is given, what is asked).
+
+    Half of the hints have both clauses, a sixth of them has none; a missing clause leaves the rule
+    open, and the answer is that of some rule.
+    """
+    said = draw.below(6)
+    odd, even = random_word(draw), random_word(draw)
+    prompt = {
+        "odd": odd if said in (0, 1, 2, 3) else "",
+        "even": even if said in (0, 1, 2, 4) else "",
+    }
+    query = "".join(str(draw.below(10)) for _ in range(digits))
+    answer = apply({"odd": odd, "even": even}[slice_of(query)], query)
+    return f"{hint(prompt)}|{query}=", answer
+
+
+def inverse_document(draw: Draw, pairs: int = 3, digits: int = 5) -> tuple[str, str]:
+    """Numbers of one parity and what a word makes of them, then the word."""
+    word, parity = random_word(draw), draw.below(2)
+    shown = []
+    for _ in range(pairs):
+        first = 2 * draw.below(5) + parity
+        query = str(first) + "".join(str(draw.below(10)) for _ in range(digits - 1))
+        shown.append((query, apply(word, query)))
+    return inverse_text(shown), word
+
+
+def inverse_text(pairs: Sequence[tuple[str, str]]) -> str:
+    """What the reflector is given: `?12345=54321;...|`."""
+    return "?" + ";".join(f"{query}={answer}" for query, answer in pairs) + "|"
