@@ -4,9 +4,9 @@ import pytest
 from _chat_server import reply, serving
 
 from fastweights.errors import ConfigError
-from fastweights.fastslow.remote.endpoint import Endpoint
 from fastweights.fastslow.propose import ProposalError, Proposer, Record
 from fastweights.fastslow.reflective import LONGEST_SHOWN, Reflective, extract, fenced
+from fastweights.fastslow.remote.endpoint import Endpoint
 from fastweights.tasks.haystack import Draw
 
 PARENT = {"rules": "add the numbers", "style": "be brief"}

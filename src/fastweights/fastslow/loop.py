@@ -74,6 +74,8 @@ class Run:
 def begin(config: FastSlow) -> Run:
     """A run before its first tick."""
     base = pretrained.load(config.base)
+    # put where a restored state will be, or a resumed run would compile everything a second time
+    base = base._replace(model=jax.device_put(base.model, jax.devices()[0]))
     task = config.task.at(0) if isinstance(config.task, Continual) else config.task
     first = task.oracle if config.prompt == "oracle" else task.seed_prompt
     state = TrainState(
@@ -82,6 +84,7 @@ def begin(config: FastSlow) -> Run:
         optimizer(config.optim).init(cast(Any, base.model)),
         jax.random.key(config.seed),
     )
+    state = jax.device_put(state, jax.devices()[0])
     return Run(config, base, state, Population((Candidate(0, first),)), {"slow": 0, "fast": 0})
 
 

@@ -42,8 +42,8 @@ class Sampler(NamedTuple):
         """Answer every text `times` times, the answers to one text next to each other.
 
         Each text is read once: its answers share what the model has read, keys, values and fast
-        weights, until they part. Numbers of rows are rounded up to powers of two, so that few
-        programs are compiled.
+        weights, until they part. Numbers of rows are rounded up to powers of two, 16 at
+        least, so that few programs are compiled.
 
         Args:
             model: the policy.
@@ -53,7 +53,7 @@ class Sampler(NamedTuple):
         """
         tokens = [self.tokenizer.encode(text) for text in texts]
         lengths = np.array([len(x) for x in tokens], np.int32)
-        width, rows = bucket(int(lengths.max())), power_of_two(len(texts))
+        width, rows = bucket(int(lengths.max())), max(16, power_of_two(len(texts)))
         inputs = np.zeros((rows, width), np.int32)
         for row, x in zip(inputs, tokens, strict=False):
             row[: len(x)] = x

@@ -1,10 +1,11 @@
 """Chains of operators whose meaning a prompt defines: the value after every step.
 
-`@`, `#` and `&` join digits and are evaluated from the left. A hint says what each of them is: `+`
-and `-` (mod 10), `>` the larger and `<` the smaller of the two, `l` the left and `r` the right one.
+`@`, `#` and `&` join digits and are evaluated from the left. A hint says what each of them is, in
+that order, or has a dot: `+` and `-` (mod 10), `>` the larger and `<` the smaller of the two, `l`
+the left and `r` the right one.
 The answer is the running value.
 
-    @+#>&-|3@4#5&2=775
+    +>-|3@4#5&2=775
 """
 
 import dataclasses
@@ -142,8 +143,8 @@ class Conventions:
 
 
 def hint(prompt: Prompt) -> str:
-    """A prompt as the model reads it: the operators that have a meaning."""
-    return "".join(name + prompt[name] for name in OPERATORS if prompt[name])
+    """A prompt as the model reads it: three meanings, or dots."""
+    return "".join(prompt[name] or "." for name in OPERATORS)
 
 
 def random_chain(draw: Draw, steps: int) -> str:

@@ -44,13 +44,15 @@ class HintCorpus:
 
     Attributes:
         weights: documents of each kind of `KINDS`, in its order, in every `sum(weights)`.
-        examples: documents of the training split; a twentieth as many in each of the others.
+        examples: documents of the training split.
+        held_out: documents of each of the others.
         length: tokens of a row.
         seed: of the documents.
     """
 
-    weights: tuple[int, ...] = (10, 3, 2, 3, 1, 1)
+    weights: tuple[int, ...] = (8, 4, 4, 3, 1, 1)
     examples: int = 300_000
+    held_out: int = 2_000
     length: int = 128
     seed: int = 0
 
@@ -64,8 +66,8 @@ class HintCorpus:
             found.append(f"task.weights is {self.weights}; it needs {len(KINDS)} numbers >= 0")
         elif not sum(self.weights):
             found.append("task.weights are all 0; one of them must not be")
-        if self.examples < 20:
-            found.append(f"task.examples is {self.examples}; it must be at least 20")
+        counts = {"examples": self.examples, "held_out": self.held_out}
+        found += [f"task.{k} is {v}; it must be at least 1" for k, v in counts.items() if v < 1]
         if not 2 <= self.length <= model.max_length:
             found.append(
                 f"task.length is {self.length}; it must be from 2 to model.max_length, "
@@ -87,7 +89,7 @@ class HintCorpus:
             for make, times in zip(KINDS.values(), self.weights, strict=True)
             for _ in range(times)
         ]
-        count = self.examples if split == "train" else self.examples // 20
+        count = self.examples if split == "train" else self.held_out
         draw = Draw(4, _SPLITS[split], self.seed)
         return [makers[draw.below(len(makers))](draw) for _ in range(count)]
 

@@ -3,10 +3,10 @@
 A hint is a word of operations, applied from the left to the digits: `r` reverses, `t` moves the
 first digit to the end, `i` adds 1 to each (mod 10), `n` takes each from 9, `w` swaps the first two.
 The rule depends on the input: numbers whose first digit is odd have one, the others another. A hint
-has a clause for each, `oirt` and `enw`, and may lack either, so that prompts can own a part of the
-problems; with a length cap, one prompt cannot hold it all.
+has three places for each, filled up with dots, and may say nothing of either, so that prompts can
+own a part of the problems; with a cap on the operations, one prompt cannot hold it all.
 
-    oirtenw|36157=...
+    irtnw.|36157=...
 """
 
 import dataclasses
@@ -17,8 +17,10 @@ from fastweights.tasks.haystack import Draw
 from fastweights.tasks.prompted import Problem, Prompt, Score
 
 OPERATIONS = "rtinw"
-#: component -> letter of its clause
-CLAUSES = {"odd": "o", "even": "e"}
+#: the components: a hint's two words, in its order
+CLAUSES = ("odd", "even")
+#: operations that a word may have
+LONGEST = 3
 _SPLITS = {"train": 0, "validation": 1, "test": 2}
 
 
@@ -54,14 +56,14 @@ class Programs:
         odd: the hidden rule of numbers with an odd first digit.
         even: that of the others.
         digits: of a number.
-        longest: characters of a hint, clause letters included.
+        longest: operations in a prompt, of both words together.
         dense: whether a part of the digits is worth a part of the reward.
     """
 
     odd: str = "irt"
     even: str = "nwi"
     digits: int = 5
-    longest: int = 8
+    longest: int = 6
     dense: bool = True
 
     #: see `HintedTask`
@@ -95,8 +97,8 @@ class Programs:
         ]
         if not 2 <= self.digits <= 9:
             found.append(f"digits is {self.digits}; it must be from 2 to 9")
-        if self.longest < 2:
-            found.append(f"longest is {self.longest}; a clause takes at least 2 characters")
+        if self.longest < 1:
+            found.append(f"longest is {self.longest}; it must be at least 1")
         return found
 
     def problems(self, split: str, count: int, seed: int = 0) -> list[Problem]:
@@ -142,8 +144,13 @@ class Programs:
             for name, word in prompt.items()
             for letter in sorted(set(word) - set(OPERATIONS))
         ]
-        if len(hint(prompt)) > self.longest:
-            found.append(f"{hint(prompt)!r} is longer than {self.longest} characters")
+        found += [
+            f"{name}: {word!r} has more than {LONGEST} operations"
+            for name, word in prompt.items()
+            if len(word) > LONGEST
+        ]
+        if sum(map(len, prompt.values())) > self.longest:
+            found.append(f"more than {self.longest} operations in both words together")
         return found
 
     def units(self, component: str) -> Sequence[str]:
@@ -165,8 +172,8 @@ def slice_of(query: str) -> str:
 
 
 def hint(prompt: Prompt) -> str:
-    """A prompt as the model reads it: the clauses that say something."""
-    return "".join(letter + prompt[name] for name, letter in CLAUSES.items() if prompt[name])
+    """A prompt as the model reads it: both words, filled up with dots."""
+    return "".join(prompt[name].ljust(LONGEST, ".") for name in CLAUSES)
 
 
 def random_word(draw: Draw) -> str:

@@ -109,7 +109,7 @@ class StarGraph:
 
     def text(self, prompt: Prompt, problem: Problem) -> str:
         """See `PromptedTask`."""
-        return f"{prompt['strategy']}|{problem.query}="
+        return f"{hint(prompt)}|{problem.query}="
 
     def verify(self, problem: Problem, answer: str) -> Score:
         """See `PromptedTask`."""
@@ -161,12 +161,17 @@ class StarGraph:
         return "<" + "".join(path)
 
 
+def hint(prompt: Prompt) -> str:
+    """A prompt as the model reads it: the strategy, or a dot."""
+    return prompt["strategy"] or "."
+
+
 def random_document(draw: Draw) -> tuple[str, str]:
     """A strategy, an easy graph and its path that way; without a strategy the path goes forward."""
     said = ("", "f", "b", "b")[draw.below(4)]
     stars, arm = 1 + draw.below(3), 1 + draw.below(2)
     graph = random_graph(draw, stars, 2 + draw.below(3), arm)
-    return f"{said}|{graph.query}=", written(graph.path, said)
+    return f"{hint({'strategy': said})}|{graph.query}=", written(graph.path, said)
 
 
 def inverse_document(draw: Draw) -> tuple[str, str]:

@@ -6,10 +6,10 @@ import pytest
 from _chat_server import reply, serving
 
 from fastweights.errors import ConfigError, DataError
+from fastweights.fastslow.propose import ProposalError
 from fastweights.fastslow.remote.backoff import Patience
 from fastweights.fastslow.remote.endpoint import Endpoint
 from fastweights.fastslow.remote.ledger import BudgetError, Ledger, Limits, Usage
-from fastweights.fastslow.propose import ProposalError
 from fastweights.fastslow.remote.transcript import Transcript, sha256
 
 SETTINGS = {"model": "m", "temperature": 1.0}

@@ -1,0 +1,183 @@
+"""Runs of the two-speed loop: the order of things, exact resume anywhere, what the log says."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from small import base
+
+from fastweights import pretrained
+from fastweights.errors import CheckpointError, ConfigError, Preempted
+from fastweights.fastslow import loop
+from fastweights.fastslow.config import ARMS, FastSlow, arm, check, timeline
+from fastweights.fastslow.evolution import Evolution
+from fastweights.fastslow.objective import PolicyGradient
+from fastweights.fastslow.prompt_log import read as read_prompts
+from fastweights.tasks.continual import Continual
+from fastweights.tasks.conventions import Conventions
+from fastweights.tasks.programs import Programs
+from fastweights.tasks.prompted import Score
+from fastweights.train.config import Optim, Train, from_json, to_json
+
+CONFIG = FastSlow(
+    task=Programs(odd="i", even="n", digits=2),
+    base="small",
+    rl=PolicyGradient(problems=2, rollouts=4),
+    evolution=Evolution(
+        keep=2, every=2, proposals=2, minibatch=2, instances=4, samples=1, crossover=0.5
+    ),
+    optim=Optim(lr=3e-3, clip=1.0),
+    train=Train(steps=4, eval_every=2, checkpoint_every=1, log_every=1, keep_last=50),
+    evaluation=4,
+)
+
+
+def graded(self, problem, answer):
+    """A reward that a random model gets a part of, so that weights and prompts do move."""
+    return Score((sum((answer + problem.query).encode()) % 17) / 16, False, "some")
+
+
+def prepare(patch):
+    patch.setattr(pretrained, "load", lambda path: base())
+    patch.setattr(Programs, "verify", graded)
+
+
+@pytest.fixture(autouse=True)
+def small_base(monkeypatch):
+    prepare(monkeypatch)
+
+
+def kinds(config):
+    """The timeline as a word: e for each evolution, u for each update."""
+    return "".join("u" if t.cycle is None else "e" * (t.part == 0) for t in timeline(config))
+
+
+def test_what_happens_when():
+    change = lambda order: dataclasses.replace(CONFIG, order=order, lead=3)
+    assert kinds(CONFIG) == "euueuu"
+    assert kinds(change("slow")) == "uuuu"
+    assert kinds(change("fast")) == "ee"
+    assert kinds(change("fast then slow")) == "eeeuuuu"
+    assert kinds(change("slow then fast")) == "uuuueee"
+    ticks = timeline(CONFIG)
+    assert len(ticks) == 4 + 2 * CONFIG.evolution.ticks
+    assert [t.updates for t in ticks if t.cycle is None] == [0, 1, 2, 3]
+    # a longer run begins as the shorter one
+    longer = dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, steps=8))
+    assert timeline(longer)[: len(ticks)] == ticks
+
+
+@pytest.mark.parametrize("name", ARMS)
+def test_every_arm_is_a_config_that_can_run_and_is_stored(name):
+    config = arm(CONFIG, name)
+    check(config)
+    assert from_json(json.loads(json.dumps(to_json(config))), FastSlow) == config
+    assert (config == CONFIG) == (name == "fst")
+
+
+def test_no_such_arm():
+    with pytest.raises(ConfigError, match="rl-entropy"):
+        arm(CONFIG, "none")
+
+
+def test_every_problem_of_a_config_is_told():
+    bad = dataclasses.replace(
+        CONFIG,
+        rl=PolicyGradient(rollouts=6, easy=2.0, kl=-1.0),
+        evolution=dataclasses.replace(CONFIG.evolution, keep=4, samples=0),
+        task=Programs(odd="?"),
+        lead=0,
+    )
+    with pytest.raises(ConfigError) as error:
+        check(bad)
+    for word in ("rl.rollouts", "rl.easy", "rl.kl", "evolution.samples", "task.odd", "lead"):
+        assert word in str(error.value)
+
+
+def finished(run_dir, config=CONFIG):
+    result = loop.train_fast_slow(config, run_dir, quiet=True)
+    leaves = [np.asarray(x) for x in jax.tree.leaves((result.state.model, result.state.optimizer))]
+    return leaves, result.history, read_prompts(run_dir)
+
+
+def without_time(lines):
+    return [{k: v for k, v in line.items() if k != "wall_time"} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    # the same setting as in a test, or every test would compile all of it again
+    with pytest.MonkeyPatch.context() as patch, jax.numpy_rank_promotion("raise"):
+        prepare(patch)
+        return finished(tmp_path_factory.mktemp("whole") / "run")
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3, 5, 7])
+def test_a_run_stopped_anywhere_goes_on_as_if_it_had_not(
+    tmp_path, monkeypatch, uninterrupted, stop
+):
+    """Ticks 1 to 3 are within the first evolution, 5 within the cycle, 7 in the next evolution."""
+    done = []
+
+    class Stop:
+        """Asks to stop when so many ticks are done."""
+
+        @property
+        def name(self):
+            return "SIGTERM" if len(done) >= stop else ""
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+    def counted(action):
+        return lambda *given: (done.append(1), action(*given))[1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "StopRequest", Stop)
+        patch.setattr(loop, "evolve", counted(loop.evolve))
+        patch.setattr(loop, "update", counted(loop.update))
+        with pytest.raises(Preempted):
+            loop.train_fast_slow(CONFIG, tmp_path / "run", quiet=True)
+    leaves, history, events = finished(tmp_path / "run")
+    whole, its_history, its_events = uninterrupted
+    assert all(np.array_equal(a, b) for a, b in zip(leaves, whole, strict=True))
+    start = [np.asarray(x) for x in jax.tree.leaves(base().model)]
+    assert not any(np.array_equal(a, b) for a, b in zip(start, whole, strict=False))
+    assert without_time(history) == without_time(its_history)
+    assert events == its_events
+
+
+def test_the_log_counts_rollouts_of_both_loops(uninterrupted):
+    _, history, events = uninterrupted
+    last = history[-1]
+    assert last["updates"] == 4 and last["rollouts_slow"] == 4 * 2 * 4
+    assert last["rollouts_fast"] == sum(event["rollouts"] for event in events)
+    assert [e["kind"] for e in events if e["kind"] in ("scored", "kept")] == ["scored", "kept"] * 2
+    kept = [e["population"] for e in events if e["kind"] == "kept"]
+    assert all(1 <= len(p["members"]) <= 2 for p in kept)
+    start = history[0]
+    assert start["updates"] == 0 and start["validation/kl_token_own"] == 0
+    assert last["validation/kl_token_own"] > 0
+
+
+def test_the_base_must_be_the_same(tmp_path, monkeypatch):
+    config = dataclasses.replace(
+        arm(CONFIG, "rl"), train=dataclasses.replace(CONFIG.train, steps=1)
+    )
+    loop.train_fast_slow(config, tmp_path / "run", quiet=True)
+    monkeypatch.setattr(pretrained, "load", lambda path: base(1))
+    with pytest.raises(CheckpointError, match="base model"):
+        loop.train_fast_slow(config, tmp_path / "run", quiet=True)
+
+
+def test_a_population_goes_from_task_to_task(tmp_path):
+    task = Continual((Conventions(steps=1), Programs(odd="i", even="n", digits=2)), updates=2)
+    config = dataclasses.replace(CONFIG, task=task)
+    _, _, events = finished(tmp_path / "run", config)
+    components = events[-1]["population"]["members"][0]["components"]
+    assert set(components) == {"@", "#", "&", "odd", "even"}
