@@ -23,8 +23,10 @@ usage: fastweights VERB ...
                             train, or go on with the run in DIR (train CONFIG --help: fields)
   eval --run-dir DIR        scores of a run's best checkpoint on the test split
   ckpt ls|verify DIR        the checkpoints of a run; whether every byte is still what was saved
-  demo [--task catch]       a net with fast weights beside one without, in about a minute;
-                            or train a player of Catch and watch it
+  demo [--task catch|fast-slow]
+                            a net with fast weights beside one without, in about a minute;
+                            or train a player of Catch and watch it; or watch prompts evolve
+                            while reinforcement learning moves the weights
   generate --model PATH [--prompt TEXT | --prompt-file FILE]
                             continue a text, of standard input by default; PATH is a run or a
                             Hugging Face checkpoint of a language model
@@ -231,10 +233,13 @@ def evaluate(arguments: list[str]) -> None:
             raise ConfigError(
                 f"--{name} is one of {', '.join(known)}, not {value!r}{nearest(value, known)}"
             )
+    from fastweights.fastslow.report import evaluate_fast_slow, is_fast_slow
     from fastweights.train import evaluate_run
     from fastweights.train.agent import evaluate_agent, is_agent
 
-    if is_agent(given.run_dir):
+    if is_fast_slow(given.run_dir):
+        scores = evaluate_fast_slow(given.run_dir, given.split)
+    elif is_agent(given.run_dir):
         scores = evaluate_agent(given.run_dir, given.which)
     else:
         scores = evaluate_run(given.run_dir, given.split, given.which)
@@ -252,8 +257,9 @@ def ckpt(arguments: list[str]) -> None:
 
 
 def demo(arguments: list[str]) -> None:
-    """`demo [--task NAME]`: see `fastweights.demo` and `fastweights.demo_catch`."""
+    """`demo [--task NAME]`: see `fastweights.demo` and the modules beside it."""
     modules = {"retrieval": "fastweights.demo", "catch": "fastweights.demo_catch"}
+    modules["fast-slow"] = "fastweights.demo_fast_slow"
     name, rest = "retrieval", arguments
     if arguments[:1] == ["--task"]:
         name, rest = (arguments[1:2] or [""])[0], arguments[2:]

@@ -127,6 +127,40 @@ def context_curves(ax: Axes, curves: Mapping[str, Curve], ylabel: str = "loss (n
     return ax
 
 
+def fast_slow(curves: Mapping[str, Sequence[tuple[float, float, float]]], note: str = "") -> Figure:
+    """Two panels: accuracy against rollouts, and the plane of divergence and accuracy.
+
+    Args:
+        curves: name -> (rollouts, accuracy, KL to the base model in nats an answer) in order;
+            accuracies are fractions. Names that differ only after a comma, seeds, share a colour.
+        note: a line below, such as who wrote the prompts.
+
+    Raises:
+        ConfigError: an accuracy outside 0 to 1, which is probably in % already.
+    """
+    figure = _figure(9.0, 3.6)
+    left, right = figure.subplots(1, 2)
+    styles: dict[str, tuple[str, str]] = {}
+    for name, points in curves.items():
+        group = name.split(",")[0]
+        label = None if group in styles else group
+        colour, dash = styles.setdefault(group, LINES[len(styles) % len(LINES)])
+        rollouts, accuracy, divergence = np.asarray(points, np.float64).reshape(-1, 3).T
+        _check_fractions(accuracy, name)
+        style: dict[str, Any] = {"color": colour, "linestyle": dash, "linewidth": 1.6}
+        left.plot(rollouts, 100 * accuracy, label=label, **style)
+        right.plot(divergence, 100 * accuracy, marker=".", label=label, **style)
+    left.set(xlabel="rollouts, those of evolutions included", ylabel="accuracy (%)", ylim=(0, 100))
+    right.set(xlabel="KL to the base model (nats an answer)", ylim=(0, 100))
+    for ax in (left, right):
+        ax.set_xlim(left=0)
+        ax.spines[["top", "right"]].set_visible(False)
+    left.legend(frameon=False)
+    if note:
+        figure.supxlabel(note, fontsize="small", color="0.3")
+    return figure
+
+
 def fast_weights(
     rule: Hebbian, settled: Any, symbols: Sequence[str], figure: FigureBase | None = None
 ) -> FigureBase:

@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fastweights.errors import ConfigError, FastWeightsError
+from fastweights.fastslow.propose import ProposalError
 from fastweights.fastslow.remote.backoff import Patience
 from fastweights.fastslow.remote.completion import Trouble, read
 from fastweights.fastslow.remote.http_post import post
 from fastweights.fastslow.remote.ledger import Ledger, Usage
-from fastweights.fastslow.propose import ProposalError
 
 #: characters of a server's message that are shown
 LONGEST_MESSAGE = 300

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fastweights.errors import ConfigError, DataError
-from fastweights.fastslow.remote.ledger import Ledger, Usage
 from fastweights.fastslow.propose import ProposalError
+from fastweights.fastslow.remote.ledger import Ledger, Usage
 
 _LOG = logging.getLogger(__name__)
 

@@ -1,0 +1,223 @@
+"""Fast-slow training against its arms: accuracy and divergence by updates, rollouts and time.
+
+    python benchmarks/fst.py --task programs --sweep        # the learning rates of every arm
+    python benchmarks/fst.py --task programs                # 5 seeds of the three arms, 3 of others
+    python benchmarks/fst.py --task programs --arms fst rl  # only these
+    python benchmarks/fst.py --task programs --quick        # three arms, one seed, in minutes
+
+The base model is trained first: `fastweights train configs/fst_base.py --run-dir runs/fst_base`.
+The sweep's seed, 100, is not among those reported; an arm runs at the rate with the largest mean
+accuracy over its evaluations there. A run that is done is in the JSON and is not run again; one
+that was stopped goes on from its checkpoint.
+"""
+
+import dataclasses
+import importlib.util
+import json
+import os
+import statistics
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import harness
+import tyro
+
+from fastweights.fastslow.config import ARMS, FastSlow, arm
+from fastweights.fastslow.loop import train_fast_slow
+from fastweights.fastslow.report import load, two_by_two
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+#: those with five seeds; the others have three
+MAIN = ("fst", "rl", "evolution")
+RATES = (1e-4, 3e-4, 1e-3)
+SWEEP_SEED = 100
+#: no weights move
+UNTRAINED = ("evolution",)
+#: scores of an evaluation that are kept
+KEPT = ("accuracy_own", "accuracy_seed", "kl_token_own", "kl_sequence_own", "kl_sequence_seed")
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What to run.
+
+    Attributes:
+        task: which config, configs/fst_TASK.py.
+        arms: which arms, all by default.
+        sweep: the learning rates instead, one seed.
+        seeds: runs of each of the three arms, seeds 0, 1, ...
+        others: of each other arm.
+        updates: of a run; those of the config by default.
+        proposer: who writes the prompts.
+        quick: three arms, one seed, 60 updates.
+        base: of every run.
+        out: the JSON; benchmarks/results/fst_TASK.json by default.
+        runs: directory of the run directories.
+    """
+
+    task: Literal["programs", "conventions", "star_graph"] = "programs"
+    arms: tuple[str, ...] = ()
+    sweep: bool = False
+    seeds: int = 5
+    others: int = 3
+    updates: int | None = None
+    proposer: Literal["blind", "directed", "inductive", "self"] = "inductive"
+    quick: bool = False
+    base: str = "runs/fst_base"
+    out: Path | None = None
+    runs: Path = Path("runs/fst")
+
+
+def base_config(options: Options) -> FastSlow:
+    """The task's config with what the options change."""
+    file = ROOT / "configs" / f"fst_{options.task}.py"
+    spec = importlib.util.spec_from_file_location("fst_config", file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.config
+    updates = options.updates or (60 if options.quick else config.train.steps)
+    return dataclasses.replace(
+        config,
+        base=options.base,
+        proposer=options.proposer,
+        train=dataclasses.replace(config.train, steps=updates),
+    )
+
+
+def run(config: FastSlow, folder: Path) -> dict[str, Any]:
+    """One run, or the rest of it, and what became of it."""
+    begun, before = time.monotonic(), os.getloadavg()[0]
+    history = train_fast_slow(config, folder, quiet=True).history
+    curve = [line for line in history if "validation/accuracy_own" in line]
+    found, updates = load(folder)
+    names = ("updates", "rollouts_slow", "rollouts_fast", "seconds", *KEPT)
+    return {
+        "names": names,
+        "curve": [
+            [line["updates"], line["rollouts_slow"], line["rollouts_fast"]]
+            + [round(line["wall_time"], 1)]
+            + [round(line[f"validation/{name}"], 4) for name in KEPT]
+            for line in curve
+        ],
+        "two_by_two": {k: round(v, 4) for k, v in two_by_two(found, updates).items()},
+        "prompts": [dict(m.components) for m in found.population.members],
+        "wall_seconds": round(time.monotonic() - begun, 1),
+        "load": [round(before, 2), round(os.getloadavg()[0], 2)],
+    }
+
+
+def column(run: dict[str, Any], name: str) -> list[float]:
+    """One column of a run's curve."""
+    return [row[run["names"].index(name)] for row in run["curve"]]
+
+
+def rollouts(run: dict[str, Any]) -> list[float]:
+    """Rollouts of both loops at every evaluation."""
+    both = zip(column(run, "rollouts_slow"), column(run, "rollouts_fast"), strict=True)
+    return [a + b for a, b in both]
+
+
+def best_rate(runs: list[dict[str, Any]], name: str) -> float | None:
+    """The learning rate of an arm in the sweep: largest mean accuracy over its evaluations."""
+    found = {
+        r["lr"]: statistics.fmean(column(r, "accuracy_own"))
+        for r in runs
+        if r["arm"] == name and r["seed"] == SWEEP_SEED
+    }
+    return max(found, key=lambda lr: found[lr]) if found else None
+
+
+def wanted(options: Options, done: list[dict[str, Any]]) -> list[tuple[str, float, int]]:
+    """(arm, learning rate, seed) of every run asked for, seeds outermost."""
+    if unknown := set(options.arms) - set(ARMS):
+        raise SystemExit(f"no arm {sorted(unknown)[0]!r}; there are {', '.join(ARMS)}")
+    names = options.arms or (MAIN if options.quick else tuple(ARMS))
+    if options.sweep:
+        tried = lambda name: RATES[:1] if name in UNTRAINED else RATES
+        return [(name, lr, SWEEP_SEED) for name in names for lr in tried(name)]
+    count = lambda name: 1 if options.quick else options.seeds if name in MAIN else options.others
+    rate = lambda name: best_rate(done, name) or FastSlow.optim.lr
+    most = max(count(name) for name in names)
+    return [(n, rate(n), seed) for seed in range(most) for n in names if seed < count(n)]
+
+
+def first_at(run: dict[str, Any], xs: list[float], accuracy: float) -> float | None:
+    """Where on an axis a run's accuracy first reaches a level, None if it never does."""
+    pairs = zip(xs, column(run, "accuracy_own"), strict=True)
+    return next((x for x, y in pairs if y >= accuracy), None)
+
+
+def table(runs: list[dict[str, Any]]) -> str:
+    """An arm a row, the sweep's seed left out: accuracy, divergence, and which channel knows it."""
+    lines = [
+        "| arm | lr | seeds | final accuracy | rollouts | KL, own prompt | KL, seed prompt | "
+        "base / trained, seed prompt | base / trained, evolved prompt |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name in ARMS:
+        mine = [r for r in runs if r["arm"] == name and r["seed"] != SWEEP_SEED]
+        if not mine:
+            continue
+        last = lambda what, mine=mine: [column(r, what)[-1] for r in mine]
+        mean = lambda key, mine=mine: statistics.fmean(r["two_by_two"][key] for r in mine)
+        pair = lambda prompt, mean=mean: (
+            f"{100 * mean(f'base_{prompt}'):.1f} / {100 * mean(f'trained_{prompt}'):.1f} %"
+        )
+        used = statistics.fmean(rollouts(r)[-1] for r in mine)
+        lines.append(
+            f"| {name} | {mine[0]['lr']:g} | {len(mine)} | {spread(last('accuracy_own'))} | "
+            f"{used:,.0f} | {statistics.fmean(last('kl_sequence_own')):.2f} | "
+            f"{statistics.fmean(last('kl_sequence_seed')):.2f} | {pair('seed')} | "
+            f"{pair('evolved')} |"
+        )
+    return "\n".join(lines)
+
+
+def spread(values: list[float]) -> str:
+    """Mean and range in percent."""
+    low, high = 100 * min(values), 100 * max(values)
+    return f"{100 * statistics.fmean(values):.1f} % ({low:.0f}-{high:.0f})"
+
+
+def key_of(run: dict[str, Any]) -> tuple[Any, ...]:
+    """What sets a run of the JSON apart."""
+    return run["arm"], run["lr"], run["seed"], run["updates"], run["proposer"]
+
+
+def main(options: Options) -> None:
+    """Run what is missing, save after each, print the table."""
+    base = base_config(options)
+    out = options.out or (options.runs if options.quick else RESULTS) / f"fst_{options.task}.json"
+    read = lambda: json.loads(out.read_text())["runs"] if out.exists() else []
+    for name, lr, seed in wanted(options, read()):
+        config = arm(base, name)
+        optim = dataclasses.replace(config.optim, lr=lr)
+        config = dataclasses.replace(config, optim=optim, seed=seed)
+        about = {
+            "arm": name,
+            "lr": lr,
+            "seed": seed,
+            "updates": config.train.steps,
+            "proposer": config.proposer,
+        }
+        if key_of(about) in {key_of(x) for x in read()}:
+            continue
+        folder = f"{options.task}-{name}-{config.proposer}-lr{lr:g}-{config.train.steps}-seed{seed}"
+        result = about | run(config, options.runs / folder)
+        shown = harness.circumstances(("fastweights", "jax", "jaxlib", "flax", "optax", "numpy"))
+        # another process may have added runs since
+        record = shown | {"task": options.task, "runs": [*read(), result | shown]}
+        harness.save(record, out)
+        print(
+            f"{name}, lr {lr:g}, seed {seed}: accuracy {column(result, 'accuracy_own')[-1]:.3f}, "
+            f"{rollouts(result)[-1]:,} rollouts, {result['wall_seconds']:.0f} s",
+            flush=True,
+        )
+    print("\n" + table(read()))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))

@@ -1,0 +1,141 @@
+"""`fastweights demo --task fast-slow`: prompts evolve while RL moves the weights."""
+
+import dataclasses
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from fastweights.errors import ConfigError
+from fastweights.fastslow.config import FastSlow, arm
+from fastweights.fastslow.edits import Inductive
+from fastweights.fastslow.loop import shown, train_fast_slow
+from fastweights.fastslow.prompt_log import read as read_prompts
+from fastweights.models.decoder_config import DecoderConfig
+from fastweights.tasks.hint_corpus import HintCorpus
+from fastweights.tasks.programs import Programs
+from fastweights.train import Config, Optim, Train, train
+
+ARMS = {"fast-slow": "fst", "RL only": "rl"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Evolve prompts and train weights on hinted string programs, beside training weights only.
+
+    Attributes:
+        base: run directory of the base language model; trained first where there is none, which
+            takes most of the time.
+        run_dir: directory of the two runs; what is done is not done again.
+        updates: of the weights, in each.
+        lr: learning rate of both.
+        seed: of both.
+        out: the picture.
+    """
+
+    base: Path = Path("demo/fst_base")
+    run_dir: Path = Path("demo/fast_slow")
+    updates: int = 60
+    lr: float = 3e-4
+    seed: int = 0
+    out: Path = Path("demo/fast_slow.png")
+
+
+def base_config() -> Config:
+    """The base model of `configs/fst_base.py`."""
+    return Config(
+        task=HintCorpus(),
+        model=DecoderConfig(
+            family="qwen3",
+            vocab=264,
+            hidden=96,
+            intermediate=256,
+            layers=4,
+            heads=3,
+            kv_heads=3,
+            head_dim=32,
+            tie_embeddings=True,
+            max_length=256,
+            initializer_range=0.1,
+        ),
+        optim=Optim(lr=3e-3, schedule="cosine", decay_steps=5_000, warmup=100, clip=1.0),
+        train=Train(steps=5_000, batch=16, eval_every=500, checkpoint_every=500, log_every=50),
+    )
+
+
+def main(arguments: Arguments) -> None:
+    """Run the demo."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ConfigError("the picture needs matplotlib", next="pip install 'fastweights[plot]'")
+    print(
+        "A number is rewritten by a hidden rule, which depends on its first digit. A prompt can\n"
+        "spell the rule out in a language that the base model knows. `fast-slow` evolves prompts\n"
+        "between updates of the weights; `RL only` has the empty prompt for ever.\n"
+    )
+    if not (arguments.base / "config.json").exists():
+        print(f"No base model in {arguments.base}: training it, once.")
+    train(base_config(), arguments.base)
+    found = {}
+    for name, kind in ARMS.items():
+        print(f"\n{name}:")
+        config = FastSlow(
+            task=Programs(),
+            base=str(arguments.base),
+            optim=dataclasses.replace(FastSlow.optim, lr=arguments.lr),
+            train=dataclasses.replace(FastSlow.train, steps=arguments.updates),
+            seed=arguments.seed,
+        )
+        folder = arguments.run_dir / kind
+        found[name] = train_fast_slow(arm(config, kind), folder).history
+    print("\n" + side_by_side(found, read_prompts(arguments.run_dir / "fst")))
+    draw(found, arguments.out)
+    print(f"\npicture: {arguments.out}")
+
+
+def evaluations(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The lines of a run that have an evaluation."""
+    return [line for line in history if "validation/accuracy_own" in line]
+
+
+def side_by_side(found: dict[str, list[dict[str, Any]]], events: list[dict[str, Any]]) -> str:
+    """Both runs by updates, with the best prompt at each evaluation."""
+    fast, slow = (evaluations(found[name]) for name in ARMS)
+    lines = [f"{'updates':>7s}  {'fast-slow':^28s}  {'RL only':^28s}  best prompt"]
+    lines.append(f"{'':7s}  {'rollouts  accuracy      KL':28s}  {'rollouts  accuracy      KL':28s}")
+
+    def cells(line: dict[str, Any]) -> str:
+        used = line["rollouts_slow"] + line["rollouts_fast"]
+        accuracy = 100 * line["validation/accuracy_own"]
+        return f"{used:8,d}  {accuracy:6.1f} %  {line['validation/kl_sequence_own']:6.2f}  "
+
+    for a, b in zip(fast, slow, strict=True):
+        kept = [e for e in events if e["tick"] <= a["step"] and e["kind"] == "kept"]
+        prompt = shown(best(kept[-1]["population"])) if kept else "(empty)"
+        lines.append(f"{a['updates']:7d}  {cells(a):28s}  {cells(b):28s}  {prompt}")
+    return "\n".join(lines)
+
+
+def best(population: dict[str, Any]) -> dict[str, str]:
+    """The prompt of a logged population with the best mean score."""
+    mean = lambda row: sum(x or 0.0 for x in row) / len(row)
+    scores = [mean(row) for row in population["scores"]]
+    return population["members"][scores.index(max(scores))]["components"]
+
+
+def draw(found: dict[str, list[dict[str, Any]]], out: Path) -> None:
+    """Accuracy against rollouts, and the plane of divergence and accuracy."""
+    from fastweights import plot
+
+    curves = {
+        name: [
+            (
+                line["rollouts_slow"] + line["rollouts_fast"],
+                line["validation/accuracy_own"],
+                line["validation/kl_sequence_own"],
+            )
+            for line in evaluations(history)
+        ]
+        for name, history in found.items()
+    }
+    figure = plot.fast_slow(curves, f"prompts by {Inductive.description}")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, dpi=150)

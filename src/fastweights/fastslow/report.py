@@ -1,0 +1,80 @@
+"""What a finished run has learned, and in which of its two memories."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from fastweights.errors import ConfigError
+from fastweights.fastslow.config import FastSlow, timeline
+from fastweights.fastslow.evaluation import held_out, score
+from fastweights.fastslow.judge import Direct
+from fastweights.fastslow.loop import EVALUATION_TIMES, Run, begin, evaluate, fingerprint, restore
+from fastweights.train import run_dir as runs
+from fastweights.train.checkpoint import Checkpoints
+from fastweights.train.config import from_json
+from fastweights.train.progress import warn
+
+
+def is_fast_slow(run_dir: str | Path) -> bool:
+    """Whether a directory holds a run of fast-slow training."""
+    file = Path(run_dir) / "config.json"
+    try:
+        return json.loads(file.read_text()).get("type") == FastSlow.__name__
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def load(run_dir: str | Path) -> tuple[Run, int]:
+    """A run as its newest checkpoint has it, and the updates that it has done.
+
+    Raises:
+        ConfigError: it has no checkpoint yet.
+        CheckpointError: none can be trusted, or its base model has changed.
+    """
+    folder = Path(run_dir)
+    config = from_json(runs.load_json(folder / "config.json"), FastSlow)
+    run = begin(config)
+    with Checkpoints(folder / "checkpoints", report=warn) as saves:
+        done = restore(run, saves, fingerprint(run.base.model), folder)
+    if not done:
+        raise ConfigError("this run has no checkpoint yet", where=folder, next="train it further")
+    at = timeline(config)[done - 1]
+    return run, at.updates + (at.cycle is None)
+
+
+def two_by_two(run: Run, updates: int, split: str = "test") -> dict[str, float]:
+    """Accuracy of {base, trained} weights under {seed, evolved} prompt: which channel knows what.
+
+    The evolved prompt is the best of the population; "trained_population" is the mean over all of
+    its prompts.
+    """
+    task, found = run.task(updates), {}
+    problems = held_out(task, split, run.config.evaluation)
+    prompts = {"seed": task.seed_prompt, "evolved": run.population.best().components}
+
+    def accuracy(model: Any, prompt: Any) -> float:
+        with Direct(task.verify) as judge:
+            how = run.sampler(task)
+            return score(model, task, prompt, problems, how, judge, EVALUATION_TIMES, 0).accuracy
+
+    for weights, model in {"base": run.base.model, "trained": run.state.model}.items():
+        for name, prompt in prompts.items():
+            found[f"{weights}_{name}"] = accuracy(model, prompt)
+    members = [accuracy(run.state.model, m.components) for m in run.population.members]
+    found["trained_population"] = sum(members) / len(members)
+    return found
+
+
+def evaluate_fast_slow(run_dir: str | Path, split: str = "test") -> dict[str, Any]:
+    """Scores of a run's newest checkpoint on one split; errors are those of `load`."""
+    run, updates = load(run_dir)
+    task = run.task(updates)
+    with Direct(task.verify) as judge:
+        scores = evaluate(run, updates, judge, split)
+    return {
+        "updates": updates,
+        "split": split,
+        "prompt": dict(run.population.best().components),
+        **scores,
+        **two_by_two(run, updates, split),
+    }
