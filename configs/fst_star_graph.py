@@ -5,7 +5,7 @@
     fastweights train configs/fst_star_graph.py --arm rl --run-dir runs/fst_star_graph_rl
     fastweights train configs/fst_star_graph.py --arm rl-easy --run-dir runs/fst_star_graph_easy
 
-Going forward, a path is right by chance once in 4^5 = 1,024; the reward is 1 or 0.
+Going forward, a path is right by chance once in 5^3 = 125; the reward is 1 or 0.
 """
 
 from fastweights.fastslow.config import FastSlow

@@ -53,7 +53,7 @@ class Conventions:
     """
 
     meanings: str = "-<+"
-    steps: int = 6
+    steps: int = 4
     dense: bool = True
 
     #: see `HintedTask`

@@ -61,7 +61,7 @@ class Programs:
     """
 
     odd: str = "irt"
-    even: str = "nwi"
+    even: str = "nw"
     digits: int = 5
     longest: int = 6
     dense: bool = True

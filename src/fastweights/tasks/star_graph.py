@@ -66,8 +66,8 @@ class StarGraph:
         arm: edges of an arm.
     """
 
-    stars: int = 5
-    degree: int = 4
+    stars: int = 3
+    degree: int = 5
     arm: int = 1
 
     #: see `HintedTask`
