@@ -24,7 +24,7 @@ import harness
 import tyro
 
 from fastweights.fastslow.config import ARMS, FastSlow, arm
-from fastweights.fastslow.loop import train_fast_slow
+from fastweights.fastslow.loop import fingerprint, train_fast_slow
 from fastweights.fastslow.report import load, two_by_two
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -103,6 +103,8 @@ def run(config: FastSlow, folder: Path) -> dict[str, Any]:
             for line in curve
         ],
         "two_by_two": {k: round(v, 4) for k, v in two_by_two(found, updates).items()},
+        # of the base model's numbers: runs from another one are another experiment
+        "base": fingerprint(found.base.model)[:12],
         "prompts": [dict(m.components) for m in found.population.members],
         "wall_seconds": round(time.monotonic() - begun, 1),
         "load": [round(before, 2), round(os.getloadavg()[0], 2)],

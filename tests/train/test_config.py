@@ -8,6 +8,8 @@ import pytest
 from support import ROOT
 
 from fastweights.errors import ConfigError
+from fastweights.fastslow.config import FastSlow
+from fastweights.fastslow.config import check as check_fast_slow
 from fastweights.rules import Form
 from fastweights.train.agent import AgentConfig, check_agent
 from fastweights.train.config import Config, check, differences, from_json, to_json
@@ -39,7 +41,7 @@ def test_every_config_runs_back_and_forth_through_json(path):
             for optim in sweep.grid
         ]
     for config in configs:
-        (check_agent if kind is AgentConfig else check)(config)
+        {AgentConfig: check_agent, FastSlow: check_fast_slow}.get(kind, check)(config)
         assert from_json(to_json(config), kind) == config
     assert f"fastweights train configs/{path.name}" in (module.__doc__ or "")
 
