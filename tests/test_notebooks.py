@@ -1,5 +1,6 @@
 """Every notebook runs, agrees with its text pair, and is committed with outputs fit to be read."""
 
+import math
 import os
 import re
 import socket
@@ -46,7 +47,7 @@ def test_it_runs(path, tmp_path, monkeypatch):
     # most of the time is compilation, of programs that then run once
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
-    for name in ("PYTHONWARNINGS", "MPLBACKEND", "XLA_FLAGS"):
+    for name in ("PYTHONWARNINGS", "MPLBACKEND", "XLA_FLAGS", "FASTWEIGHTS_BOOKS"):
         monkeypatch.delenv(name, raising=False)
     empty = tmp_path / "empty"
     empty.mkdir()
@@ -92,3 +93,16 @@ def test_no_machine_is_named(path):
     for text in [*sources, *printed(notebook), str(notebook.metadata)]:
         assert not MACHINE_PATH.search(text), text
         assert not host.search(text), text
+
+
+def test_reading_pays_in_the_committed_run():
+    """As printed: a fact is news when it is told first, and known later only by who wrote it."""
+    notebook = nbformat.read(FOLDER / "a_language_model_that_learns_while_it_reads.ipynb", 4)
+    row = r"^(?:\d|3 or more) +\d+ +([\d.]+) +([\d.]+)$"
+    table = re.findall(row, "".join(printed(notebook)), re.MULTILINE)
+    (first_on, first_off), *later = [(float(on), float(off)) for on, off in table]
+    floor = 3 * math.log(70)  # three syllables of 14 consonants and 5 vowels
+    assert len(later) == 3
+    assert 0.95 * floor < first_off < 1.1 * floor and 0.95 * floor < first_on < 1.2 * floor
+    for on, off in later:
+        assert on < 0.6 * floor and off > 0.95 * floor
