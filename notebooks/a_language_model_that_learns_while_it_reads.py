@@ -399,7 +399,7 @@ by_distance = {
 }
 fw.plot.context_curves(ax, by_distance, ylabel="loss of the town (nats)")
 ax.set(xlabel="bytes read between the fact and the question", ylim=(0, None))
-ax.set_xlim(0, max(DISTANCES) * 1.05)
+ax.set_xlim(0, 1.05 * max(*DISTANCES, LENGTH))
 mark(ax, LENGTH - 47, "length in training")  # the fact and the question are 47 bytes
 
 # %%
@@ -495,7 +495,7 @@ long_page = tokens_of(pages[0])[:LONG]
 state = read(model, [long_page[: CHUNK - 1]])
 print(f"drift after {CHUNK - 1} bytes: {drift(state)[:, 0]}")
 state = fw.inference.extend(model, state, *padded([long_page[CHUNK - 1 : CHUNK]]))
-print(f"drift after {CHUNK} bytes: {drift(state)[:, 0]}")
+print(f"drift after {CHUNK} bytes: {np.round(drift(state)[:, 0], 3)}")
 
 steps = [drift(state)[:, 0]]
 for start in range(CHUNK, len(long_page), CHUNK):
