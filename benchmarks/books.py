@@ -13,7 +13,6 @@ one that was stopped goes on from its checkpoint.
 
 import dataclasses
 import functools
-import importlib.util
 import json
 import statistics
 import time
@@ -26,6 +25,7 @@ import jax
 import numpy as np
 import tyro
 
+from fastweights.cli import load_config
 from fastweights.tasks import context_loss
 from fastweights.tasks.base import Data
 from fastweights.train import Config, train
@@ -101,11 +101,8 @@ class Options:
 
 def base_config(data: Path, steps: int | None) -> Config:
     """`configs/books.py`, with its cosine as long as the run."""
-    spec = importlib.util.spec_from_file_location("books_config", ROOT / "configs" / "books.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config, steps = module.config, steps or module.config.train.steps
+    config: Config = load_config(str(ROOT / "configs" / "books.py"))
+    steps = steps or config.train.steps
     return dataclasses.replace(
         config,
         data=Data(dir=str(data)),

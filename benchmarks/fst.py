@@ -11,19 +11,21 @@ accuracy over its evaluations there. A run that is done is in the JSON and is no
 that was stopped goes on from its checkpoint.
 """
 
+import contextlib
 import dataclasses
-import importlib.util
 import json
 import os
 import statistics
-import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import harness
 import tyro
 
-from fastweights.fastslow.config import ARMS, FastSlow, arm
+from fastweights import pretrained
+from fastweights.cli import load_config
+from fastweights.errors import ConfigError
+from fastweights.fastslow.config import ARMS, FastSlow, arm, check
 from fastweights.fastslow.loop import fingerprint, train_fast_slow
 from fastweights.fastslow.report import load, two_by_two
 
@@ -72,12 +74,7 @@ class Options:
 
 def base_config(options: Options) -> FastSlow:
     """The task's config with what the options change."""
-    file = ROOT / "configs" / f"fst_{options.task}.py"
-    spec = importlib.util.spec_from_file_location("fst_config", file)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.config
+    config = load_config(str(ROOT / "configs" / f"fst_{options.task}.py"))
     updates = options.updates or (60 if options.quick else config.train.steps)
     return dataclasses.replace(
         config,
@@ -89,10 +86,11 @@ def base_config(options: Options) -> FastSlow:
 
 def run(config: FastSlow, folder: Path) -> dict[str, Any]:
     """One run, or the rest of it, and what became of it."""
-    begun, before = time.monotonic(), os.getloadavg()[0]
+    before = os.getloadavg()[0]
     history = train_fast_slow(config, folder, quiet=True).history
     curve = [line for line in history if "validation/accuracy_own" in line]
-    found, updates = load(folder)
+    found, at = load(folder)
+    channels = two_by_two(found, found.task(at.updates))
     names = ("updates", "rollouts_slow", "rollouts_fast", "seconds", *KEPT)
     return {
         "names": names,
@@ -102,11 +100,10 @@ def run(config: FastSlow, folder: Path) -> dict[str, Any]:
             + [round(line[f"validation/{name}"], 4) for name in KEPT]
             for line in curve
         ],
-        "two_by_two": {k: round(v, 4) for k, v in two_by_two(found, updates).items()},
-        # of the base model's numbers: runs from another one are another experiment
-        "base": fingerprint(found.base.model)[:12],
+        "two_by_two": {k: round(v, 4) for k, v in channels.items()},
         "prompts": [dict(m.components) for m in found.population.members],
-        "wall_seconds": round(time.monotonic() - begun, 1),
+        # of the run's own log: this process may have done only a part of it
+        "wall_seconds": round(history[-1]["wall_time"], 1),
         "load": [round(before, 2), round(os.getloadavg()[0], 2)],
     }
 
@@ -122,6 +119,12 @@ def rollouts(run: dict[str, Any]) -> list[float]:
     return [a + b for a, b in both]
 
 
+def points(run: dict[str, Any]) -> list[tuple[float, float, float]]:
+    """(rollouts, accuracy, nats an answer to the base) at each evaluation, under its own prompt."""
+    accuracy, apart = column(run, "accuracy_own"), column(run, "kl_sequence_own")
+    return list(zip(rollouts(run), accuracy, apart, strict=True))
+
+
 def best_rate(runs: list[dict[str, Any]], name: str) -> float | None:
     """The learning rate of an arm in the sweep: largest mean accuracy over its evaluations."""
     found = {
@@ -132,11 +135,23 @@ def best_rate(runs: list[dict[str, Any]], name: str) -> float | None:
     return max(found, key=lambda lr: found[lr]) if found else None
 
 
-def wanted(options: Options, done: list[dict[str, Any]]) -> list[tuple[str, float, int]]:
+def possible(config: FastSlow) -> tuple[str, ...]:
+    """The arms that a task can have: not every task has easier problems to mix in."""
+    found = []
+    for name in ARMS:
+        with contextlib.suppress(ConfigError):
+            check(arm(config, name))
+            found.append(name)
+    return tuple(found)
+
+
+def wanted(
+    options: Options, arms: tuple[str, ...], done: list[dict[str, Any]]
+) -> list[tuple[str, float, int]]:
     """(arm, learning rate, seed) of every run asked for, seeds outermost."""
-    if unknown := set(options.arms) - set(ARMS):
-        raise SystemExit(f"no arm {sorted(unknown)[0]!r}; there are {', '.join(ARMS)}")
-    names = options.arms or (MAIN if options.quick else tuple(ARMS))
+    if unknown := set(options.arms) - set(arms):
+        raise SystemExit(f"no arm {sorted(unknown)[0]!r} here; there are {', '.join(arms)}")
+    names = options.arms or (MAIN if options.quick else arms)
     if options.sweep:
         tried = lambda name: RATES[:1] if name in UNTRAINED else RATES
         return [(name, lr, SWEEP_SEED) for name in names for lr in tried(name)]
@@ -146,36 +161,103 @@ def wanted(options: Options, done: list[dict[str, Any]]) -> list[tuple[str, floa
     return [(n, rate(n), seed) for seed in range(most) for n in names if seed < count(n)]
 
 
-def first_at(run: dict[str, Any], xs: list[float], accuracy: float) -> float | None:
-    """Where on an axis a run's accuracy first reaches a level, None if it never does."""
-    pairs = zip(xs, column(run, "accuracy_own"), strict=True)
-    return next((x for x, y in pairs if y >= accuracy), None)
+def reported(
+    runs: list[dict[str, Any]], name: str, proposer: str = "inductive"
+) -> list[dict[str, Any]]:
+    """An arm's runs at the rate that the sweep chose, the sweep's own left out."""
+    rate = best_rate(runs, name)
+    mine = [r for r in runs if (r["arm"], r["proposer"]) == (name, proposer)]
+    return [r for r in mine if r["seed"] != SWEEP_SEED and rate in (None, r["lr"])]
+
+
+def peak(runs: list[dict[str, Any]]) -> float | None:
+    """What RL only reaches: the best accuracy of each seed's curve, the mean over seeds."""
+    best = [max(column(r, "accuracy_own")) for r in reported(runs, "rl")]
+    return statistics.fmean(best) if best else None
+
+
+def rollouts_to(run: dict[str, Any], accuracy: float | None) -> float | None:
+    """Rollouts at the first evaluation with such an accuracy, None if there is none."""
+    pairs = zip(rollouts(run), column(run, "accuracy_own"), strict=True)
+    return next((x for x, y in pairs if accuracy is not None and y >= accuracy), None)
 
 
 def table(runs: list[dict[str, Any]]) -> str:
-    """An arm a row, the sweep's seed left out: accuracy, divergence, and which channel knows it."""
+    """An arm a row, the sweep left out: accuracy, cost, divergence, and which channel knows it.
+
+    "to RL's peak" is the median of the rollouts, evolution's included, to the accuracy that RL only
+    reaches at best.
+    """
     lines = [
-        "| arm | lr | seeds | final accuracy | rollouts | KL, own prompt | KL, seed prompt | "
-        "base / trained, seed prompt | base / trained, evolved prompt |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| arm | lr | seeds | final accuracy | rollouts | to RL's peak | KL, own prompt | "
+        "KL, seed prompt | seed prompt: base, trained | evolved prompt: base, trained |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for name in ARMS:
-        mine = [r for r in runs if r["arm"] == name and r["seed"] != SWEEP_SEED]
+    level = peak(runs)
+    rows = [(name, who) for name in ARMS for who in ("inductive", "directed", "blind", "self")]
+    for name, who in rows:
+        mine = reported(runs, name, who)
         if not mine:
             continue
         last = lambda what, mine=mine: [column(r, what)[-1] for r in mine]
         mean = lambda key, mine=mine: statistics.fmean(r["two_by_two"][key] for r in mine)
         pair = lambda prompt, mean=mean: (
-            f"{100 * mean(f'base_{prompt}'):.1f} / {100 * mean(f'trained_{prompt}'):.1f} %"
+            f"{100 * mean(f'base_{prompt}'):.1f}, {100 * mean(f'trained_{prompt}'):.1f} %"
         )
-        used = statistics.fmean(rollouts(r)[-1] for r in mine)
-        lines.append(
-            f"| {name} | {mine[0]['lr']:g} | {len(mine)} | {spread(last('accuracy_own'))} | "
-            f"{used:,.0f} | {statistics.fmean(last('kl_sequence_own')):.2f} | "
-            f"{statistics.fmean(last('kl_sequence_seed')):.2f} | {pair('seed')} | "
-            f"{pair('evolved')} |"
+        cells = [
+            name + ("" if who == "inductive" else f", {who} proposer"),
+            "–" if name in UNTRAINED else f"{mine[0]['lr']:g}",
+            str(len(mine)),
+            spread(last("accuracy_own")),
+            f"{statistics.fmean(rollouts(r)[-1] for r in mine):,.0f}",
+            there([rollouts_to(r, level) for r in mine]),
+            f"{statistics.fmean(last('kl_sequence_own')):.2f}",
+            f"{statistics.fmean(last('kl_sequence_seed')):.2f}",
+            pair("seed"),
+            pair("evolved"),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    if level is not None:
+        lines += ["", f"RL's peak: {100 * level:.1f} %, the mean of its seeds' best."]
+    if pairs := matched(runs):
+        fewer, nearer = zip(*pairs, strict=True)
+        middle = lambda values: (
+            f"{statistics.median(values):.2g} ({min(values):.2g}-{max(values):.2g})"
+        )
+        lines[-1] += (
+            f" To its own peak a seed of RL needs {middle(fewer)} times the rollouts that "
+            "fast-slow training with that seed needs to the same accuracy; the latter's divergence "
+            f"there is {middle(nearer)} of RL's, each under its own prompt."
         )
     return "\n".join(lines)
+
+
+class Matched(NamedTuple):
+    """RL only at its own peak, and fast-slow training with that seed at the same accuracy."""
+
+    rollouts: float  # RL's over those of fast-slow training
+    divergence: float  # that of fast-slow training over RL's, each under its own prompt
+
+
+def matched(runs: list[dict[str, Any]]) -> list[Matched]:
+    """For each seed that both arms have, and with which fast-slow training gets so far."""
+    others, found = {r["seed"]: r for r in reported(runs, "fst")}, []
+    for run in reported(runs, "rl"):
+        best = max(column(run, "accuracy_own"))
+        first = lambda r, best=best: next((p for p in points(r) if p[1] >= best), None)
+        mine, other = first(run), first(others[run["seed"]]) if run["seed"] in others else None
+        if mine and other:
+            found.append(Matched(mine[0] / other[0], other[2] / mine[2]))
+    return found
+
+
+def there(found: list[float | None]) -> str:
+    """The median of those that got there, and how many did not."""
+    reached = [x for x in found if x is not None]
+    if not reached:
+        return "never"
+    missed = len(found) - len(reached)
+    return f"{statistics.median(reached):,.0f}" + (f", {missed} never" if missed else "")
 
 
 def spread(values: list[float]) -> str:
@@ -186,15 +268,17 @@ def spread(values: list[float]) -> str:
 
 def key_of(run: dict[str, Any]) -> tuple[Any, ...]:
     """What sets a run of the JSON apart."""
-    return run["arm"], run["lr"], run["seed"], run["updates"], run["proposer"]
+    return tuple(run[k] for k in ("arm", "lr", "seed", "updates", "proposer", "base"))
 
 
 def main(options: Options) -> None:
     """Run what is missing, save after each, print the table."""
     base = base_config(options)
     out = options.out or (options.runs if options.quick else RESULTS) / f"fst_{options.task}.json"
+    # runs from a base with other numbers are another experiment
+    origin = fingerprint(pretrained.load(options.base).model)[:12]
     read = lambda: json.loads(out.read_text())["runs"] if out.exists() else []
-    for name, lr, seed in wanted(options, read()):
+    for name, lr, seed in wanted(options, possible(base), read()):
         config = arm(base, name)
         optim = dataclasses.replace(config.optim, lr=lr)
         config = dataclasses.replace(config, optim=optim, seed=seed)
@@ -204,6 +288,7 @@ def main(options: Options) -> None:
             "seed": seed,
             "updates": config.train.steps,
             "proposer": config.proposer,
+            "base": origin,
         }
         if key_of(about) in {key_of(x) for x in read()}:
             continue

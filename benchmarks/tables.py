@@ -12,6 +12,7 @@ from typing import Any
 import books
 import catch
 import decode_page
+import fst
 import gpu_page
 import harness
 import in_place_page
@@ -28,6 +29,7 @@ PAGES = {
     ROOT / "docs" / "catch.md": ("catch", "catch_grid"),
     ROOT / "docs" / "performance.md": ("in_place", "decode", "gpu"),
     ROOT / "docs" / "in_place_ttt.md": ("books",),
+    ROOT / "docs" / "fast_slow.md": ("fst_programs",),
 }
 
 #: results of a benchmark's own page module
@@ -107,20 +109,58 @@ def catch_table(suffix: str = "") -> str:
     return "\n\n".join(parts)
 
 
+def span(values: list[str]) -> str:
+    """From the first to the last of them in order, or the only one."""
+    return " to ".join(dict.fromkeys((min(values), max(values))))
+
+
+def circumstances(runs: list[dict[str, Any]]) -> str:
+    """Where, with what and when some runs were made."""
+    cores = lambda number: "one core" if number == 1 else f"{number} cores"
+    machines = sorted({f"{r['machine']['cpu']}, {cores(r['machine']['cores'])}" for r in runs})
+    versions = sorted({f"jax {r['versions']['jax']}" for r in runs})
+    dates = span([r["date"][:10] for r in runs])
+    return f"{'; '.join(machines)}; {', '.join(versions)}; {dates}."
+
+
 def books_table() -> str:
     """The arms and ablations on held-out books, with their circumstances."""
     if not (RESULTS / "books.json").exists():
         return "Not run yet."
     runs = load("books")["runs"]
-    machines = sorted({f"{r['machine']['cpu']}, {r['machine']['cores']} cores" for r in runs})
-    versions = sorted({f"jax {r['versions']['jax']}" for r in runs})
-    dates = sorted({r["date"][:10] for r in runs})
-    span = lambda values: " to ".join(dict.fromkeys((min(values), max(values))))
     updates = span([f"{r['updates']:,}" for r in runs])
     return (
         f"{books.table(runs)}\n\nNats a byte; {updates} updates; {runs[0]['rows']} windows; "
-        f"{'; '.join(machines)}; {', '.join(versions)}; {span(dates)}."
+        f"{circumstances(runs)}"
     )
+
+
+def fst_table(name: str) -> str:
+    """The arms of fast-slow training on one task, with their circumstances."""
+    if not (RESULTS / f"{name}.json").exists():
+        return "Not run yet."
+    runs = load(name)["runs"]
+    updates = span([str(r["updates"]) for r in runs])
+    return (
+        f"{fst.table(runs)}\n\nKL in nats an answer; {updates} updates; the best of "
+        f"{', '.join(f'{rate:g}' for rate in fst.RATES)} as learning rate of each arm, by seed "
+        f"{fst.SWEEP_SEED}; {circumstances(runs)}"
+    )
+
+
+def draw_fast_slow() -> None:
+    """Accuracy by rollouts and by divergence, of the arms with five seeds."""
+    from fastweights import plot
+
+    for file in RESULTS.glob("fst_*.json"):
+        runs = load(file.stem)["runs"]
+        curves = {
+            f"{name}, seed {run['seed']}": fst.points(run)
+            for name in fst.MAIN
+            for run in fst.reported(runs, name)
+        }
+        figure = plot.fast_slow(curves, "prompts by inductive edits; a line is a seed")
+        figure.savefig(ROOT / "docs" / "images" / f"{file.stem}.png", dpi=110)
 
 
 def draw_books() -> None:
@@ -168,6 +208,8 @@ def render(name: str) -> str:
         return table([load("retrieval"), load("glimpses")])
     if name == "books":
         return books_table()
+    if name.startswith("fst_"):
+        return fst_table(name)
     if name in SPEED:
         found = (RESULTS / f"{name}.json").exists()
         return SPEED[name](load(name)) if found else gpu_page.NOT_MEASURED.format(name)
@@ -201,6 +243,7 @@ def main(arguments: Arguments) -> int:
     if not arguments.check:
         draw_catch()
         draw_books()
+        draw_fast_slow()
     if stale:
         print(("out of date: " if arguments.check else "written: ") + ", ".join(stale))
     return int(arguments.check and bool(stale))

@@ -2,28 +2,10 @@
 
     fastweights train configs/fst_base.py --run-dir runs/fst_base
 
+6,000 updates, validation loss 0.494 nats.
 Fast-slow training starts from it, see configs/fst_programs.py; its frozen copy is the reflector.
 """
 
-from fastweights.models.decoder_config import DecoderConfig
-from fastweights.tasks.hint_corpus import HintCorpus
-from fastweights.train import Config, Optim, Train
+from fastweights.fastslow.base_model import base_config
 
-config = Config(
-    task=HintCorpus(),
-    model=DecoderConfig(
-        family="qwen3",
-        vocab=264,
-        hidden=96,
-        intermediate=256,
-        layers=4,
-        heads=3,
-        kv_heads=3,
-        head_dim=32,
-        tie_embeddings=True,
-        max_length=256,
-        initializer_range=0.1,
-    ),
-    optim=Optim(lr=3e-3, schedule="cosine", decay_steps=6_000, warmup=100, clip=1.0),
-    train=Train(steps=6_000, batch=16, eval_every=500, checkpoint_every=500, log_every=50),
-)
+config = base_config()

@@ -26,7 +26,7 @@ def tables(monkeypatch):
     import tables
 
     yield tables
-    for name in ("tables", "harness", "catch", "books"):
+    for name in ("tables", "harness", "catch", "books", "fst"):
         sys.modules.pop(name, None)
 
 

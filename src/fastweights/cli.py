@@ -20,7 +20,8 @@ USAGE = """\
 usage: fastweights VERB ...
 
   train CONFIG [--section.field value ...] --run-dir DIR
-                            train, or go on with the run in DIR (train CONFIG --help: fields)
+                            train, or go on with the run in DIR (train CONFIG --help: fields);
+                            --arm NAME: a control of fast-slow training instead of the method
   eval --run-dir DIR        scores of a run's best checkpoint on the test split
   ckpt ls|verify DIR        the checkpoints of a run; whether every byte is still what was saved
   demo [--task catch|fast-slow]

@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from fastweights.errors import ConfigError
+from fastweights.fastslow.base_model import base_config
 from fastweights.fastslow.config import FastSlow, arm
 from fastweights.fastslow.edits import Inductive
 from fastweights.fastslow.loop import shown, train_fast_slow
+from fastweights.fastslow.population import from_json
 from fastweights.fastslow.prompt_log import read as read_prompts
-from fastweights.models.decoder_config import DecoderConfig
-from fastweights.tasks.hint_corpus import HintCorpus
 from fastweights.tasks.programs import Programs
-from fastweights.train import Config, Optim, Train, train
+from fastweights.train import train
 
 ARMS = {"fast-slow": "fst", "RL only": "rl"}
 
@@ -38,28 +38,6 @@ class Arguments:
     lr: float = 3e-4
     seed: int = 0
     out: Path = Path("demo/fast_slow.png")
-
-
-def base_config() -> Config:
-    """The base model of `configs/fst_base.py`."""
-    return Config(
-        task=HintCorpus(),
-        model=DecoderConfig(
-            family="qwen3",
-            vocab=264,
-            hidden=96,
-            intermediate=256,
-            layers=4,
-            heads=3,
-            kv_heads=3,
-            head_dim=32,
-            tie_embeddings=True,
-            max_length=256,
-            initializer_range=0.1,
-        ),
-        optim=Optim(lr=3e-3, schedule="cosine", decay_steps=6_000, warmup=100, clip=1.0),
-        train=Train(steps=6_000, batch=16, eval_every=500, checkpoint_every=500, log_every=50),
-    )
 
 
 def main(arguments: Arguments) -> None:
@@ -109,16 +87,9 @@ def side_by_side(found: dict[str, list[dict[str, Any]]], events: list[dict[str, 
 
     for a, b in zip(fast, slow, strict=True):
         kept = [e for e in events if e["tick"] <= a["step"] and e["kind"] == "kept"]
-        prompt = shown(best(kept[-1]["population"])) if kept else "(empty)"
+        prompt = shown(from_json(kept[-1]["population"]).best().components) if kept else "(empty)"
         lines.append(f"{a['updates']:7d}  {cells(a):28s}  {cells(b):28s}  {prompt}")
     return "\n".join(lines)
-
-
-def best(population: dict[str, Any]) -> dict[str, str]:
-    """The prompt of a logged population with the best mean score."""
-    mean = lambda row: sum(x or 0.0 for x in row) / len(row)
-    scores = [mean(row) for row in population["scores"]]
-    return population["members"][scores.index(max(scores))]["components"]
 
 
 def draw(found: dict[str, list[dict[str, Any]]], out: Path) -> None:

@@ -62,10 +62,10 @@ def run(config=CONFIG, cycles=3, seed=0, proposer=None, evaluate=None, through=l
     return population, events, evaluate
 
 
-@pytest.mark.parametrize("noise", [0.0, 0.2])
-def test_it_finds_the_rule_and_counts_every_rollout(noise):
+@pytest.mark.parametrize(("noise", "cycles"), [(0.0, 4), (0.2, 10)])
+def test_it_finds_the_rule_and_counts_every_rollout(noise, cycles):
     evaluate = Obedient(noise)
-    population, events, _ = run(cycles=4, evaluate=evaluate)
+    population, events, _ = run(cycles=cycles, evaluate=evaluate)
     # words may be other than the hidden ones and mean the same
     problems, best = TASK.problems("test", 50), population.best().components
     assert all(x.outcome.correct for (x,) in Obedient()([best], problems, 1, 0)[0])
@@ -170,3 +170,33 @@ def test_what_has_no_score_is_neither_a_mean_nor_a_record():
     found = mean_scores(judged)
     assert found[0] == 0.5 and np.isnan(found[1])
     assert [(r.output, r.feedback) for r in records_of(problems, judged)] == [("1", "half")]
+
+
+@pytest.mark.parametrize("lost, kind", [(True, "rejected"), (False, "accepted")])
+def test_a_child_is_not_better_by_what_could_not_be_scored_of_its_parent(lost, kind):
+    """The parent has 0.5 and, if it could be scored, 0.5; the child 0.4 and 0.9."""
+
+    class Once:
+        description = "one proposal"
+
+        def choose(self, prompt, records, draw):
+            return "odd"
+
+        def propose(self, prompt, component, records, draw):
+            return "n"
+
+    def evaluate(candidates, problems, samples, seed):
+        def judged(prompt, i):
+            if not prompt["odd"]:
+                missing = lost and i % 2
+                return Failed("died") if missing else Score(0.5, False, "half")
+            return Score((0.4, 0.9)[i % 2], False, "some")
+
+        return [
+            [[Judged("", judged(prompt, i))] * samples for i in range(len(problems))]
+            for prompt in candidates
+        ]
+
+    config = Evolution(proposals=1, minibatch=2, crossover=0.0)
+    _, events, _ = run(proposer=Once(), cycles=1, config=config, evaluate=evaluate)
+    assert [event.kind for event in events] == ["scored", kind, "kept"]

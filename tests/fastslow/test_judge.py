@@ -8,11 +8,11 @@ from fastweights.tasks.prompted import Failed, Score, Unscorable
 
 
 def test_outcomes_come_through():
-    with Direct(obey) as judge:
-        assert judge.verify(PROBLEM, "4") == Score(1.0, True, "1 characters \ud800 ☺")
-        assert judge.verify(PROBLEM, "12345") == Score(0.0, False, "5 characters \ud800 ☺")
-        assert judge.verify(PROBLEM, "unscorable") == Unscorable("two answers")
-        assert judge.verify(PROBLEM, "failed") == Failed("no oracle")
+    judge = Direct(obey)
+    assert judge.verify(PROBLEM, "4") == Score(1.0, True, "1 characters \ud800 ☺")
+    assert judge.verify(PROBLEM, "12345") == Score(0.0, False, "5 characters \ud800 ☺")
+    assert judge.verify(PROBLEM, "unscorable") == Unscorable("two answers")
+    assert judge.verify(PROBLEM, "failed") == Failed("no oracle")
 
 
 def test_numpy_numbers_become_python_numbers():

@@ -2,19 +2,23 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from small import base
 
-from fastweights import pretrained
+from fastweights import cli, pretrained
 from fastweights.errors import CheckpointError, ConfigError, Preempted
-from fastweights.fastslow import loop
+from fastweights.fastslow import loop, report
+from fastweights.fastslow import population as prompts
 from fastweights.fastslow.config import ARMS, FastSlow, arm, check, timeline
+from fastweights.fastslow.evaluation import held_out
 from fastweights.fastslow.evolution import Evolution
 from fastweights.fastslow.objective import PolicyGradient
 from fastweights.fastslow.prompt_log import read as read_prompts
+from fastweights.fastslow.rollouts import Sampler
 from fastweights.tasks.continual import Continual
 from fastweights.tasks.conventions import Conventions
 from fastweights.tasks.programs import Programs
@@ -23,7 +27,7 @@ from fastweights.train.config import Optim, Train, from_json, to_json
 
 CONFIG = FastSlow(
     task=Programs(odd="i", even="n", digits=2),
-    base="small",
+    base=str(Path(__file__).parent),  # "begin" looks whether it is there; `prepare` loads
     rl=PolicyGradient(problems=2, rollouts=4),
     evolution=Evolution(
         keep=2, every=2, proposals=2, minibatch=2, instances=4, samples=1, crossover=0.5
@@ -36,7 +40,8 @@ CONFIG = FastSlow(
 
 def graded(self, problem, answer):
     """A reward that a random model gets a part of, so that weights and prompts do move."""
-    return Score((sum((answer + problem.query).encode()) % 17) / 16, False, "some")
+    value = (sum((answer + problem.query).encode()) % 17) / 16
+    return Score(value, value > 0.5, "some")
 
 
 def prepare(patch):
@@ -72,7 +77,8 @@ def test_what_happens_when():
 @pytest.mark.parametrize("name", ARMS)
 def test_every_arm_is_a_config_that_can_run_and_is_stored(name):
     config = arm(CONFIG, name)
-    check(config)
+    if name != "rl-easy":  # this task has no easier problems
+        check(config)
     assert from_json(json.loads(json.dumps(to_json(config))), FastSlow) == config
     assert (config == CONFIG) == (name == "fst")
 
@@ -107,11 +113,15 @@ def without_time(lines):
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory):
-    # the same setting as in a test, or every test would compile all of it again
-    with pytest.MonkeyPatch.context() as patch, jax.numpy_rank_promotion("raise"):
+def whole_run(tmp_path_factory):
+    return tmp_path_factory.mktemp("whole") / "run"
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(whole_run):
+    with pytest.MonkeyPatch.context() as patch:
         prepare(patch)
-        return finished(tmp_path_factory.mktemp("whole") / "run")
+        return finished(whole_run)
 
 
 @pytest.mark.parametrize("stop", [1, 2, 3, 5, 7])
@@ -175,9 +185,94 @@ def test_the_base_must_be_the_same(tmp_path, monkeypatch):
         loop.train_fast_slow(config, tmp_path / "run", quiet=True)
 
 
-def test_a_population_goes_from_task_to_task(tmp_path):
+def test_a_population_goes_from_task_to_task(tmp_path, monkeypatch):
     task = Continual((Conventions(steps=1), Programs(odd="i", even="n", digits=2)), updates=2)
     config = dataclasses.replace(CONFIG, task=task)
+    measured, judged, judge = [], [], loop.Run.judge
+    monkeypatch.setattr(
+        loop, "held_out", lambda task, *rest: (measured.append(task), held_out(task, *rest))[1]
+    )
+    monkeypatch.setattr(
+        loop.Run, "judge", lambda self, task: (judged.append(task), judge(self, task))[1]
+    )
     _, _, events = finished(tmp_path / "run", config)
     components = events[-1]["population"]["members"][0]["components"]
     assert set(components) == {"@", "#", "&", "odd", "even"}
+    # at the start, and where a task ends and the next is about to begin: by its own verifier
+    assert measured == [task.stage(0), task.stage(0), task.stage(1)]
+    last = len(judged) - 1
+    assert judged[0] == task.stage(0) and judged[last] == task.stage(1)
+    switch = judged.index(task.stage(1))
+    assert judged == [task.stage(0)] * switch + [task.stage(1)] * (last + 1 - switch)
+
+
+def test_evolutions_after_the_updates_cannot_be_put_off(tmp_path):
+    config = dataclasses.replace(arm(CONFIG, "rl-evolution"), lead=1)
+    short = dataclasses.replace(config, train=dataclasses.replace(CONFIG.train, steps=1))
+    loop.train_fast_slow(short, tmp_path / "run", quiet=True)
+    before = runs_files(tmp_path / "run")
+    with pytest.raises(ConfigError, match="longer or shorter"):
+        loop.train_fast_slow(config, tmp_path / "run", quiet=True)
+    assert runs_files(tmp_path / "run") == before
+
+
+def runs_files(folder):
+    """Names and sizes of all that a run has written, but its config."""
+    files = (x for x in folder.rglob("*") if x.is_file() and x.name not in NOTES)
+    return {str(x): x.stat().st_size for x in files}
+
+
+#: these say how a run was started, each time
+NOTES = ("config.json", "starts.jsonl")
+
+
+def test_without_a_base_model_it_says_how_to_get_one(tmp_path):
+    config = dataclasses.replace(CONFIG, base=str(tmp_path / "none"))
+    with pytest.raises(ConfigError, match="fst_base.py"):
+        loop.train_fast_slow(config, tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_finished_run_is_measured_in_both_of_its_memories(uninterrupted, whole_run, capsys):
+    leaves, history, events = uninterrupted
+    run, at = report.load(whole_run)
+    assert at == timeline(CONFIG)[-1] and run.counts["slow"] == history[-1]["rollouts_slow"]
+    restored = jax.tree.leaves((run.state.model, run.state.optimizer))
+    assert all(np.array_equal(a, b) for a, b in zip(restored, leaves, strict=True))
+
+    found = report.two_by_two(run, run.task(at.updates))
+    problems = [p for p in CONFIG.task.problems("test", CONFIG.evaluation) for _ in range(2)]
+    best = events[-1]["population"]
+    assert best == prompts.to_json(run.population)
+    for weights, model in {"base": base().model, "trained": run.state.model}.items():
+        for name, prompt in {
+            "seed": {"odd": "", "even": ""},
+            "evolved": run.population.best().components,
+        }.items():
+            texts = [CONFIG.task.text(prompt, p) for p in problems[::2]]
+            sampler = Sampler(base().tokenizer, base().stop_tokens, CONFIG.task.answer_length, 1.0)
+            answers = sampler(model, texts, 2, 0).texts
+            right = [graded(None, p, a).correct for p, a in zip(problems, answers, strict=True)]
+            assert found[f"{weights}_{name}"] == np.mean(right)
+    assert 0 < found["base_seed"] < 1 and found["base_seed"] != found["trained_seed"]
+
+    assert report.is_fast_slow(whole_run) and not report.is_fast_slow(whole_run.parent)
+    assert cli.main(["eval", "--run-dir", str(whole_run)]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["updates"] == 4 and said["split"] == "test"
+    assert {k: said[k] for k in found} == found
+    assert said["accuracy_own"] == found["trained_evolved"]
+
+
+def test_the_command_line_runs_an_arm(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "load_config", lambda path: CONFIG)
+    command = ["train", "some.py", "--run-dir", str(tmp_path / "run"), "--quiet"]
+    assert cli.main([*command, "--arm", "frl"]) == 2
+    assert "'frl'" in (said := capsys.readouterr().err) and "rl-oracle" in said
+    # a flag changes what the arm has set
+    assert cli.main([*command, "--arm=rl-oracle", "--train.steps", "1", "--prompt", "seed"]) == 0
+    assert json.loads(capsys.readouterr().out)["updates"] == 1
+    kept = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert kept["order"] == "slow" and kept["prompt"] == "seed"
+    assert cli.main([*command, "--base", str(tmp_path / "none")]) == 2
+    assert "fst_base.py" in capsys.readouterr().err

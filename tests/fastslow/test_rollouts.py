@@ -107,9 +107,8 @@ def test_the_text_of_an_answer_leaves_the_stop_token_out():
 def experience(config, verify=TASK.verify, seed=0):
     prompts = [{"odd": "irt", "even": ""}, {"odd": "", "even": "nw"}]
     problems = TASK.problems("train", 4, seed)
-    with Direct(verify) as judge:
-        how = sampler(config.temperature)
-        return explore(config, TASK, prompts, problems, model(), how, judge, seed)
+    how = sampler(config.temperature)
+    return explore(config, TASK, prompts, problems, model(), how, Direct(verify), seed)
 
 
 def graded(problem, answer):

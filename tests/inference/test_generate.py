@@ -129,12 +129,17 @@ def test_chance_is_the_keys_rows_and_positions():
 
 
 def test_other_lengths_do_not_compile_again():
+    """Sizes are 1, multiples of 16 up to 64, and multiples of 64: one program for each pair."""
     model = decoder("qwen3")
-    fw.inference.generate(model, random_tokens((3, 9)), max_new_tokens=5)
-    size = _generate._cache_size()
-    for length, new in ((11, 5), (30, 60), (64, 2)):
-        fw.inference.generate(model, random_tokens((3, length)), max_new_tokens=new)
-    assert _generate._cache_size() == size
+    for known, others in (
+        ((9, 5), ((11, 5), (16, 16), (2, 3))),
+        ((65, 66), ((128, 70), (100, 128))),
+    ):
+        fw.inference.generate(model, random_tokens((3, known[0])), max_new_tokens=known[1])
+        size = _generate._cache_size()
+        for length, new in others:
+            fw.inference.generate(model, random_tokens((3, length)), max_new_tokens=new)
+        assert _generate._cache_size() == size
 
 
 WRONG = {

@@ -161,7 +161,10 @@ def check(config: FastSlow) -> None:
             f"rl.rollouts is {rl.rollouts}; it must be a multiple of evolution.keep, "
             f"{evolution.keep}, so that every prompt has as many of a problem's rollouts"
         )
-    found += [f"task.{text}" for text in config.task.faults()]
+    task = config.task
+    if rl.easy and not isinstance(task, Continual) and task.easier() == task:
+        found.append(f"rl.easy is {rl.easy}; {type(task).__name__} has no easier problems")
+    found += [f"task.{text}" for text in task.faults()]
     if found:
         raise ConfigError(
             "this config cannot run:" + "".join(f"\n  - {text}" for text in found),

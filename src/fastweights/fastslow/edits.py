@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from fastweights.fastslow.propose import ProposalError, Record, any_component
 from fastweights.tasks.haystack import Draw
-from fastweights.tasks.programs import matching
+from fastweights.tasks.hints import matching
 from fastweights.tasks.prompted import HintedTask, Prompt
 
 
@@ -71,7 +71,7 @@ class Directed(Blind):
 
 
 @dataclasses.dataclass(frozen=True)
-class Inductive:
+class Inductive(Directed):
     """The edit after which the hint explains the reference answers best, with some chance.
 
     It knows what the units mean, as whoever made the hint language would, and not the hidden rule.
@@ -82,13 +82,8 @@ class Inductive:
         description: see `Proposer`.
     """
 
-    task: HintedTask
-    sharpness: float = 12.0
     description: str = "inductive edits: knows the hint language, not the hidden rule"
-
-    def choose(self, prompt: Prompt, records: Sequence[Record], draw: Draw) -> str:
-        """See `Proposer`."""
-        return guilty_component(self.task, prompt, records, draw)
+    sharpness: float = 12.0
 
     def propose(self, prompt: Prompt, component: str, records: Sequence[Record], draw: Draw) -> str:
         """See `Proposer`."""

@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastweights.fastslow.population import Population, keep_best, select_parent
+from fastweights.fastslow.population import Candidate, Population, keep_best, select_parent
 from fastweights.fastslow.propose import ProposalError, Proposer, Record
+from fastweights.fastslow.seeds import seed_of
 from fastweights.tasks.haystack import Draw
 from fastweights.tasks.prompted import Outcome, Problem, Prompt, PromptedTask, Score
 
@@ -114,10 +115,10 @@ def tick(
     Returns:
         The population after it, and what happened.
     """
-    instances = task.problems("train", config.instances, _seed(seed, cycle, 0))
+    instances = task.problems("train", config.instances, seed_of(seed, "instances", cycle))
     if number == 0:
         prompts = [member.components for member in population.members]
-        judged = evaluate(prompts, instances, config.samples, _seed(seed, cycle, 1))
+        judged = evaluate(prompts, instances, config.samples, seed_of(seed, "scoring", cycle))
         population = population.scored(np.stack([mean_scores(rows) for rows in judged]))
         text = ", ".join(
             f"{m.id}: {x:.2f}" for m, x in zip(population.members, population.means, strict=True)
@@ -141,54 +142,54 @@ def _propose(
     seed: int,
 ) -> tuple[Population, Event]:
     """A child of a parent from the front, accepted if it beats the parent on a minibatch."""
-    draw = Draw(5, seed, cycle, number)
+    draw = Draw(seed_of(seed, "proposal", cycle, number))
     parent = select_parent(population, draw)
-    batch = task.problems("train", config.minibatch, _seed(seed, cycle, 2 * number))
-    key = _seed(seed, cycle, 2 * number + 1)
-    used = 0
-    crossed = _crossed(config, population, parent.id, draw)
+    batch = task.problems("train", config.minibatch, seed_of(seed, "minibatch", cycle, number))
+    trial = seed_of(seed, "trial", cycle, number)
+    before = evaluate([parent.components], batch, 1, trial)
+    used = _count(before)
+    parents, by = (parent.id,), "proposer"
+    crossed = _crossed(config, population, parent, draw)
     if crossed is not None:
-        components, parents, by = crossed[0], (parent.id, crossed[1]), "crossover"
-        before = None
+        components, other = crossed
+        parents, by = (parent.id, other), "crossover"
     else:
-        before = evaluate([parent.components], batch, 1, key)
-        used += _count(before)
         records = records_of(batch, before[0])
         try:
             name = proposer.choose(parent.components, records, draw)
             text = proposer.propose(parent.components, name, records, draw)
         except ProposalError as error:
             return population, Event("failed", str(error), used)
-        components, parents, by = {**parent.components, name: text}, (parent.id,), "proposer"
+        components = {**parent.components, name: text}
     problems = task.prompt_problems(components)
     if problems:
         return population, Event("failed", "; ".join(problems), used)
     if population.has(components):
         return population, Event("duplicate", str(components), used)
-    tried = [components] if before is not None else [parent.components, components]
-    after = evaluate(tried, batch, 1, key)
+    after = evaluate([components], batch, 1, trial)
     used += _count(after)
-    pair = (before or []) + after
-    old, new = (np.nansum(mean_scores(rows)) for rows in pair)
-    if not new > old:
-        return population, Event("rejected", f"{components}: {new:.2f} <= {old:.2f}", used)
-    scores = evaluate([components], instances, config.samples, _seed(seed, cycle, 1))
+    old, new = mean_scores(before[0]), mean_scores(after[0])
+    # where one of the two has no score there is nothing to compare
+    both = ~np.isnan(old) & ~np.isnan(new)
+    if not new[both].sum() > old[both].sum():
+        text = f"{components}: {new[both].sum():.2f} <= {old[both].sum():.2f}"
+        return population, Event("rejected", text, used)
+    scores = evaluate([components], instances, config.samples, seed_of(seed, "scoring", cycle))
     used += _count(scores)
     population = population.with_child(components, parents, cycle, by, mean_scores(scores[0]))
     return population, Event("accepted", f"{population.members[-1].id}: {components}", used)
 
 
 def _crossed(
-    config: Evolution, population: Population, parent: int, draw: Draw
+    config: Evolution, population: Population, mine: Candidate, draw: Draw
 ) -> tuple[dict[str, str], int] | None:
     """A parent with some components of another member, and that member's id; None for no crossover.
 
     A member that would change nothing, or be changed into itself, is none to cross with.
     """
-    mine = population.members[population.index(parent)]
     if draw.below(2**53) / 2**53 >= config.crossover or len(mine.components) < 2:
         return None
-    others = [m for m in population.members if m.id != parent]
+    others = [m for m in population.members if m.id != mine.id]
     if not others:
         return None
     other = others[draw.below(len(others))]
@@ -200,8 +201,3 @@ def _crossed(
 
 def _count(judged: Any) -> int:
     return sum(len(samples) for rows in judged for samples in rows)
-
-
-def _seed(*parts: int) -> int:
-    """One seed of several, below 2**31."""
-    return int(np.random.SeedSequence(parts).generate_state(1)[0] >> 1)

@@ -1,8 +1,8 @@
 """Judging answers so that a broken verifier is seen, and never taken for a score."""
 
+import abc
 from collections.abc import Callable, Sequence
 from numbers import Real
-from typing import Self
 
 from fastweights.tasks.prompted import Failed, Outcome, Problem, Score, Unscorable
 
@@ -57,9 +57,10 @@ def short(text: str) -> str:
     return text if len(text) <= LONGEST_MESSAGE else text[:LONGEST_MESSAGE] + "…"
 
 
-class Judge:
-    """What judges answers; a context manager."""
+class Judge(abc.ABC):
+    """What judges answers."""
 
+    @abc.abstractmethod
     def verify(self, problem: Problem, answer: str) -> Outcome:
         """Judge an answer; nothing that the verifier does is raised here.
 
@@ -67,20 +68,10 @@ class Judge:
             problem: what was asked.
             answer: any text.
         """
-        raise NotImplementedError
 
     def verify_many(self, problems: Sequence[Problem], answers: Sequence[str]) -> list[Outcome]:
         """Judge an answer to each problem, one after the other."""
         return [self.verify(*pair) for pair in zip(problems, answers, strict=True)]
-
-    def close(self) -> None:
-        """End what was started."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 class Direct(Judge):

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fastweights import pretrained
-from fastweights.errors import CheckpointError, NumericalError, Preempted
+from fastweights.errors import CheckpointError, ConfigError, NumericalError
 from fastweights.fastslow import population as prompts
 from fastweights.fastslow.config import FastSlow, Tick, check, timeline
 from fastweights.fastslow.evaluation import divergence, held_out, score
@@ -25,15 +25,17 @@ from fastweights.fastslow.population import Candidate, Population
 from fastweights.fastslow.prompt_log import PromptLog
 from fastweights.fastslow.proposers import make_proposer
 from fastweights.fastslow.rollouts import Sampler
+from fastweights.fastslow.seeds import seed_of
 from fastweights.fastslow.slow import batch_of, explore, make_update
 from fastweights.tasks.continual import Continual
+from fastweights.tasks.prompted import Prompt
 from fastweights.train import run_dir as runs
 from fastweights.train.checkpoint import Checkpoints
 from fastweights.train.loop import Result
 from fastweights.train.metrics import Metrics, read
 from fastweights.train.optim import optimizer
 from fastweights.train.progress import Progress, warn
-from fastweights.train.signals import StopRequest
+from fastweights.train.signals import StopRequest, preempted
 from fastweights.train.state import TrainState, parameter_count
 
 #: answers to each problem of an evaluation
@@ -65,14 +67,26 @@ class Run:
             self.config.rl.temperature,
         )
 
-    def seed(self, *parts: int) -> int:
-        """A seed of its own for every use, below 2**31."""
-        bits = np.random.SeedSequence((self.config.seed, *parts)).generate_state(1)[0]
-        return int(bits >> 1)
+    def judge(self, task: Any) -> Judge:
+        """What judges the answers: exact match, which surely returns."""
+        return Direct(task.verify)
 
 
 def begin(config: FastSlow) -> Run:
-    """A run before its first tick."""
+    """A run before its first tick.
+
+    Raises:
+        ConfigError: there is no base model, or it is no language model.
+        CheckpointError: the base model is damaged.
+    """
+    if not Path(config.base).expanduser().is_dir():
+        raise ConfigError(
+            "there is no base model",
+            where=config.base,
+            cause="it is not trained yet, or this is another folder",
+            next="for the small world: fastweights train configs/fst_base.py --run-dir "
+            f"{config.base}; or give --base the directory of a run or a Hugging Face checkpoint",
+        )
     base = pretrained.load(config.base)
     # put where a restored state will be, or a resumed run would compile everything a second time
     base = base._replace(model=jax.device_put(base.model, jax.devices()[0]))
@@ -88,10 +102,10 @@ def begin(config: FastSlow) -> Run:
     return Run(config, base, state, Population((Candidate(0, first),)), {"slow": 0, "fast": 0})
 
 
-def evolve(run: Run, at: Tick, judge: Judge) -> Event:
+def evolve(run: Run, at: Tick) -> Event:
     """One tick of an evolution."""
     task, config = run.task(at.updates), run.config
-    sampler = run.sampler(task)
+    sampler, judge = run.sampler(task), run.judge(task)
 
     def evaluate(candidates: Any, problems: Any, samples: int, seed: int) -> Any:
         texts = [task.text(prompt, problem) for prompt in candidates for problem in problems]
@@ -115,14 +129,14 @@ def evolve(run: Run, at: Tick, judge: Judge) -> Event:
     return event
 
 
-def update(run: Run, at: Tick, judge: Judge) -> dict[str, float]:
+def update(run: Run, at: Tick) -> dict[str, float]:
     """One update of the weights; the scores of its rollouts."""
-    config, rl = run.config, run.config.rl
-    task = run.task(at.updates)
-    problems = task.problems("train", rl.problems, run.seed(0, at.updates))
+    config, rl, task = run.config, run.config.rl, run.task(at.updates)
+    seed = lambda use: seed_of(config.seed, use, at.updates)
+    problems = task.problems("train", rl.problems, seed("problems"))
     easy = round(rl.easy * rl.problems)
     if easy:
-        problems[:easy] = task.easier().problems("train", easy, run.seed(1, at.updates))
+        problems[:easy] = task.easier().problems("train", easy, seed("easy"))
     members = [member.components for member in run.population.members]
     members = members[: rl.rollouts]
     # a young population may have a number of prompts that does not divide G
@@ -135,8 +149,8 @@ def update(run: Run, at: Tick, judge: Judge) -> dict[str, float]:
         problems,
         run.state.model,
         run.sampler(task),
-        judge,
-        run.seed(2, at.updates),
+        run.judge(task),
+        seed("rollouts"),
     )
     run.counts["slow"] += len(seen.rewards)
     step, batch = make_update(rl, config.optim), batch_of(seen)
@@ -152,33 +166,32 @@ def update(run: Run, at: Tick, judge: Judge) -> dict[str, float]:
     }
 
 
-def evaluate(run: Run, updates: int, judge: Judge, split: str = "validation") -> dict[str, float]:
-    """Accuracy on held-out problems and divergence from the base model.
+def evaluate(run: Run, task: Any, split: str = "validation") -> dict[str, float]:
+    """Accuracy on held-out problems of a task, and divergence from the base model.
 
     "own" is the best prompt of the population as last scored, "seed" the task's empty one; the
     divergences are under the same prompt for both models.
     """
-    task, model = run.task(updates), run.state.model
-    sampler = run.sampler(task)
-    problems = held_out(task, split, run.config.evaluation)
-    own, empty = run.population.best().components, task.seed_prompt
-    found: dict[str, float] = {}
-    for name, prompt in {"own": own, "seed": empty}.items():
-        if name == "seed" and dict(own) == dict(empty):
-            mine = {k: v for k, v in found.items() if k.endswith("_own")}
-            found |= {k.removesuffix("own") + "seed": v for k, v in mine.items()}
-            continue
-        got = score(model, task, prompt, problems, sampler, judge, EVALUATION_TIMES, 0)
+    model, problems = run.state.model, held_out(task, split, run.config.evaluation)
+
+    def under(prompt: Prompt) -> dict[str, float]:
+        how = (run.sampler(task), run.judge(task), EVALUATION_TIMES, 0)
+        got = score(model, task, prompt, problems, *how)
         apart = divergence(model, run.base.model, got.rollouts, run.config.rl.temperature)
-        values = {
+        return {
             "accuracy": got.accuracy,
             "reward": got.reward,
             "entropy": got.entropy,
+            "unscored": got.unscored,
             "kl_token": apart.token,
             "kl_sequence": apart.sequence,
         }
-        found |= {f"{k}_{name}": v for k, v in values.items()}
-    return found
+
+    best, empty = run.population.best().components, task.seed_prompt
+    own = under(best)
+    seed = own if dict(best) == dict(empty) else under(empty)
+    both = {"own": own, "seed": seed}
+    return {f"{k}_{name}": v for name, values in both.items() for k, v in values.items()}
 
 
 def fingerprint(model: Any) -> str:
@@ -202,7 +215,8 @@ def train_fast_slow(config: FastSlow, run_dir: str | Path, *, quiet: bool = Fals
         quiet: show no progress.
 
     Raises:
-        ConfigError: the config cannot run, or `run_dir` holds a run of another config.
+        ConfigError: the config cannot run, there is no base model, or `run_dir` holds a run of
+            another config, or of one that cannot go on to these `train.steps`.
         CheckpointError: the run directory cannot be written, no checkpoint in it can be trusted, or
             the base model is not the one the run began with.
         NumericalError: loss or gradient was not finite; the state before that update is saved.
@@ -217,10 +231,11 @@ def train_fast_slow(config: FastSlow, run_dir: str | Path, *, quiet: bool = Fals
         StopRequest() as stop,
         Progress(len(ticks), quiet) as progress,
         Checkpoints(directory / "checkpoints", keep_last=plan.keep_last, report=warn) as saves,
-        Direct(lambda problem, answer: run.task(0).verify(problem, answer)) as judge,
     ):
         start = restore(run, saves, base, directory)
-        if start:
+        if start >= len(ticks):
+            progress.note(f"nothing to do: the run has {start} ticks and its config {len(ticks)}")
+        elif start:
             progress.note(f"resumed at tick {start} of {len(ticks)}")
         progress.note(f"{parameter_count(run.state.model):,} parameters, order {config.order}")
         log = PromptLog(directory, start)
@@ -234,8 +249,9 @@ def train_fast_slow(config: FastSlow, run_dir: str | Path, *, quiet: bool = Fals
             }
             saves.save(done, run.state, extra=extra)
 
-        def measure(done: int, updates: int) -> None:
-            values = evaluate(run, updates, judge)
+        def measure(done: int, at: Tick, updates: int) -> None:
+            # of the task that was trained on, also where the next one is about to begin
+            values = evaluate(run, run.task(at.updates))
             metrics.write(done, standing(run, updates) | prefixed("validation", values))
             progress.note(
                 f"{updates} updates, {sum(run.counts.values())} rollouts: accuracy "
@@ -245,13 +261,12 @@ def train_fast_slow(config: FastSlow, run_dir: str | Path, *, quiet: bool = Fals
 
         try:
             if not start:
-                measure(0, 0)
+                measure(0, ticks[0], 0)
             for number in range(start, len(ticks)):
                 at, done = ticks[number], number + 1
                 last = done == len(ticks)
-                judge.function = run.task(at.updates).verify
                 if at.cycle is None:
-                    scores = update(run, at, judge)
+                    scores = update(run, at)
                     updates = at.updates + 1
                     if scores.pop("not_finite"):
                         save(number)
@@ -269,22 +284,19 @@ def train_fast_slow(config: FastSlow, run_dir: str | Path, *, quiet: bool = Fals
                     ended = updates % plan.eval_every == 0 or last
                     saving = updates % plan.checkpoint_every == 0
                 else:
-                    event = evolve(run, at, judge)
+                    event = evolve(run, at)
                     updates = at.updates
                     log.write(done, at.cycle, event, run.population)
                     ended = event.kind == "kept" and (config.order == "fast" or last)
                     saving = ended
                 if ended:
-                    measure(done, updates)
+                    measure(done, at, updates)
                 if saving or last or stop.name:
                     save(done)
                 if stop.name and not last:
                     saves.wait()
-                    raise Preempted(
-                        f"stopped by {stop.name} at tick {done} of {len(ticks)}, all of it saved",
-                        where=directory,
-                        next="run the same command again to go on",
-                    )
+                    place = f"tick {done} of {len(ticks)}"
+                    raise preempted(stop.name, place, directory)
             saves.wait()
         except OSError as error:
             raise runs.cannot_write(directory, error) from error
@@ -305,6 +317,15 @@ def restore(run: Run, saves: Checkpoints, base: str, directory: Path) -> int:
             where=run.config.base,
             cause="it was trained further, or replaced",
             next="give the base model of the run, or start a new --run-dir",
+        )
+    before = sum(at.cycle is None for at in timeline(run.config)[: restored.step])
+    if int(restored.state.step) != before * run.config.rl.passes:
+        raise ConfigError(
+            "this run cannot be made longer or shorter: its evolutions come after its updates, and "
+            "have begun",
+            where=directory,
+            cause="another --train.steps than the run's own",
+            next="the run's own --train.steps, or a new --run-dir",
         )
     run.state = restored.state
     run.population = prompts.from_json(restored.extra["population"])

@@ -58,10 +58,6 @@ class Population:
         sums = np.where(there, self.scores, 0.0).sum(1)
         return np.where(there.any(1), sums / np.maximum(there.sum(1), 1), -np.inf)
 
-    def index(self, id: int) -> int:
-        """The place of the member with an id."""
-        return [member.id for member in self.members].index(id)
-
     def has(self, components: Mapping[str, str]) -> bool:
         """Whether some member is this prompt."""
         return any(dict(member.components) == dict(components) for member in self.members)

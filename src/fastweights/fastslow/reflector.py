@@ -8,7 +8,7 @@ from fastweights.fastslow.propose import ProposalError, Record
 from fastweights.fastslow.rollouts import Sampler
 from fastweights.pretrained import Pretrained
 from fastweights.tasks.haystack import Draw
-from fastweights.tasks.programs import inverse_text
+from fastweights.tasks.hints import inverse_text
 from fastweights.tasks.prompted import HintedTask, Prompt
 
 

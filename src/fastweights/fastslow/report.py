@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from fastweights.errors import ConfigError
-from fastweights.fastslow.config import FastSlow, timeline
+from fastweights.fastslow.config import FastSlow, Tick, timeline
 from fastweights.fastslow.evaluation import held_out, score
-from fastweights.fastslow.judge import Direct
 from fastweights.fastslow.loop import EVALUATION_TIMES, Run, begin, evaluate, fingerprint, restore
+from fastweights.tasks.prompted import Prompt
 from fastweights.train import run_dir as runs
 from fastweights.train.checkpoint import Checkpoints
 from fastweights.train.config import from_json
@@ -24,11 +24,11 @@ def is_fast_slow(run_dir: str | Path) -> bool:
         return False
 
 
-def load(run_dir: str | Path) -> tuple[Run, int]:
-    """A run as its newest checkpoint has it, and the updates that it has done.
+def load(run_dir: str | Path) -> tuple[Run, Tick]:
+    """A run as its newest checkpoint has it, and the last thing that it has done.
 
     Raises:
-        ConfigError: it has no checkpoint yet.
+        ConfigError: it has no checkpoint yet, or its base model is not there.
         CheckpointError: none can be trusted, or its base model has changed.
     """
     folder = Path(run_dir)
@@ -38,43 +38,42 @@ def load(run_dir: str | Path) -> tuple[Run, int]:
         done = restore(run, saves, fingerprint(run.base.model), folder)
     if not done:
         raise ConfigError("this run has no checkpoint yet", where=folder, next="train it further")
-    at = timeline(config)[done - 1]
-    return run, at.updates + (at.cycle is None)
+    return run, timeline(config)[done - 1]
 
 
-def two_by_two(run: Run, updates: int, split: str = "test") -> dict[str, float]:
+def two_by_two(run: Run, task: Any, split: str = "test") -> dict[str, float]:
     """Accuracy of {base, trained} weights under {seed, evolved} prompt: which channel knows what.
 
     The evolved prompt is the best of the population; "trained_population" is the mean over all of
     its prompts.
     """
-    task, found = run.task(updates), {}
     problems = held_out(task, split, run.config.evaluation)
+
+    def accuracy(model: Any, prompt: Prompt) -> float:
+        how = (run.sampler(task), run.judge(task), EVALUATION_TIMES, 0)
+        return score(model, task, prompt, problems, *how).accuracy
+
     prompts = {"seed": task.seed_prompt, "evolved": run.population.best().components}
-
-    def accuracy(model: Any, prompt: Any) -> float:
-        with Direct(task.verify) as judge:
-            how = run.sampler(task)
-            return score(model, task, prompt, problems, how, judge, EVALUATION_TIMES, 0).accuracy
-
-    for weights, model in {"base": run.base.model, "trained": run.state.model}.items():
-        for name, prompt in prompts.items():
-            found[f"{weights}_{name}"] = accuracy(model, prompt)
+    found = {
+        f"{weights}_{name}": accuracy(model, prompt)
+        for weights, model in {"base": run.base.model, "trained": run.state.model}.items()
+        for name, prompt in prompts.items()
+    }
     members = [accuracy(run.state.model, m.components) for m in run.population.members]
-    found["trained_population"] = sum(members) / len(members)
-    return found
+    return found | {"trained_population": sum(members) / len(members)}
 
 
 def evaluate_fast_slow(run_dir: str | Path, split: str = "test") -> dict[str, Any]:
-    """Scores of a run's newest checkpoint on one split; errors are those of `load`."""
-    run, updates = load(run_dir)
-    task = run.task(updates)
-    with Direct(task.verify) as judge:
-        scores = evaluate(run, updates, judge, split)
+    """Scores of a run's newest checkpoint on one split of the task it was last trained on.
+
+    Errors are those of `load`.
+    """
+    run, at = load(run_dir)
+    task = run.task(at.updates)
     return {
-        "updates": updates,
+        "updates": at.updates + (at.cycle is None),
         "split": split,
         "prompt": dict(run.population.best().components),
-        **scores,
-        **two_by_two(run, updates, split),
+        **evaluate(run, task, split),
+        **two_by_two(run, task, split),
     }

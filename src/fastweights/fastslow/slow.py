@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax import Array
 
 from fastweights.fastslow.evaluation import answer_features, rewards, sequences
@@ -24,8 +23,8 @@ from fastweights.models.decoder import unembedding
 from fastweights.nn.cross_entropy import NO_TARGET, token_losses
 from fastweights.tasks.prompted import Problem, Prompt, PromptedTask, Score
 from fastweights.train.config import Optim
-from fastweights.train.optim import learning_rate, optimizer
 from fastweights.train.state import TrainState
+from fastweights.train.step import descend
 
 Batch = dict[str, Any]
 Update = Callable[[TrainState, Any, Batch], tuple[TrainState, dict[str, Array]]]
@@ -97,7 +96,6 @@ def make_update(config: PolicyGradient, optim: Optim) -> Update:
     `base` is None, or the model that `config.kl` keeps the policy near to. An update whose loss or
     gradient is not finite changes nothing.
     """
-    transform, schedule = optimizer(optim), learning_rate(optim)
 
     def loss(model: Any, base: Any, batch: Batch) -> tuple[Array, dict[str, Array]]:
         log_p = answer_log_probs(model, batch, config.temperature)
@@ -113,18 +111,4 @@ def make_update(config: PolicyGradient, optim: Optim) -> Update:
         scores = {"loss": policy, "off_policy": token_mean(jnp.abs(apart), there)}
         return total, scores
 
-    @jax.jit
-    def update(state: TrainState, base: Any, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-        (total, scores), grads = jax.value_and_grad(loss, has_aux=True)(state.model, base, batch)
-        norm = optax.tree.norm(grads)
-        updates, new = transform.update(grads, state.optimizer, state.model)
-        model = optax.apply_updates(state.model, updates)
-        finite = jnp.isfinite(total) & jnp.isfinite(norm)
-        model, new = jax.tree.map(
-            lambda a, b: jnp.where(finite, a, b), (model, new), (state.model, state.optimizer)
-        )
-        scores |= {"grad_norm": norm, "lr": jnp.asarray(schedule(state.step), jnp.float32)}
-        scores["not_finite"] = (~finite).astype(jnp.float32)
-        return TrainState(state.step + 1, model, new, state.key), scores
-
-    return update
+    return jax.jit(descend(optim, loss))

@@ -48,6 +48,9 @@ class Verifier(Judge):
             self._running()
         return self
 
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def close(self) -> None:
         """Kill the child; a later answer would start another."""
         with self._lock:

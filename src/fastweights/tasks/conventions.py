@@ -13,12 +13,11 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from fastweights.tasks.haystack import Draw
-from fastweights.tasks.programs import inverse_text, matching
+from fastweights.tasks.hints import SPLITS, first_difference, inverse_text, matching, split_of
 from fastweights.tasks.prompted import Problem, Prompt, Score
 
 OPERATORS = "@#&"
 MEANINGS = "+-><lr"
-_SPLITS = {"train": 0, "validation": 1, "test": 2}
 
 
 def value(meaning: str, a: int, b: int) -> int:
@@ -92,10 +91,10 @@ class Conventions:
 
     def problems(self, split: str, count: int, seed: int = 0) -> list[Problem]:
         """See `PromptedTask`: chains go to a split by the sum of their digits."""
-        draw, found = Draw(2, _SPLITS[split], seed), []
+        draw, found = Draw(2, SPLITS[split], seed), []
         while len(found) < count:
             query = random_chain(draw, self.steps)
-            if {8: 1, 9: 2}.get(sum(map(int, query[::2])) % 10, 0) == _SPLITS[split]:
+            if split_of(query[::2]) == SPLITS[split]:
                 found.append(Problem(query, query, evaluate(self.oracle, query)))
         return found
 
@@ -108,7 +107,7 @@ class Conventions:
         expected = problem.answer
         if answer == expected:
             return Score(1.0, True, "right")
-        first = next((i for i, x in enumerate(expected) if answer[i : i + 1] != x), len(expected))
+        first = first_difference(expected, answer)
         operator = problem.query[1::2][min(first, len(expected) - 1)]
         return Score(
             matching(expected, answer) if self.dense else 0.0,

@@ -20,6 +20,7 @@ from fastweights.models.decoder_config import problems as decoder_problems
 from fastweights.tasks import conventions, programs, star_graph
 from fastweights.tasks.base import Data
 from fastweights.tasks.haystack import Draw
+from fastweights.tasks.hints import SPLITS
 from fastweights.tasks.language import head_losses, mean
 from fastweights.tasks.packing import pack
 from fastweights.tasks.text_tokens import Bytes
@@ -35,7 +36,6 @@ KINDS: dict[str, Callable[[Draw], tuple[str, str]]] = {
 }
 #: ends every answer
 END = "\n"
-_SPLITS = {"train": 0, "validation": 1, "test": 2}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +90,7 @@ class HintCorpus:
             for _ in range(times)
         ]
         count = self.examples if split == "train" else self.held_out
-        draw = Draw(4, _SPLITS[split], self.seed)
+        draw = Draw(4, SPLITS[split], self.seed)
         return [makers[draw.below(len(makers))](draw) for _ in range(count)]
 
     def load(self, split: str, data: Data) -> dict[str, np.ndarray]:

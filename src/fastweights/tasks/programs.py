@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from fastweights.tasks.haystack import Draw
+from fastweights.tasks.hints import SPLITS, first_difference, inverse_text, matching, split_of
 from fastweights.tasks.prompted import Problem, Prompt, Score
 
 OPERATIONS = "rtinw"
@@ -21,7 +22,6 @@ OPERATIONS = "rtinw"
 CLAUSES = ("odd", "even")
 #: operations that a word may have
 LONGEST = 3
-_SPLITS = {"train": 0, "validation": 1, "test": 2}
 
 
 def apply(word: str, digits: str) -> str:
@@ -40,12 +40,6 @@ def apply(word: str, digits: str) -> str:
         else:
             raise ValueError(f"no operation {letter!r}; there are {', '.join(OPERATIONS)}")
     return digits
-
-
-def matching(expected: str, given: str) -> float:
-    """The share of places at which two texts agree, of the longer one."""
-    same = sum(a == b for a, b in zip(expected, given, strict=False))
-    return same / max(len(expected), len(given), 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,14 +97,12 @@ class Programs:
 
     def problems(self, split: str, count: int, seed: int = 0) -> list[Problem]:
         """See `PromptedTask`: every tenth number is for validation, every tenth for test."""
-        draw, found = Draw(1, _SPLITS[split], seed), []
+        draw, found = Draw(1, SPLITS[split], seed), []
         while len(found) < count:
             number = draw.below(10**self.digits)
-            # not the last digit: parts of the numbers would differ in what a rule sees
-            if {8: 1, 9: 2}.get(sum(map(int, str(number))) % 10, 0) != _SPLITS[split]:
-                continue
             query = str(number).zfill(self.digits)
-            found.append(Problem(query, query, self.solve(query)))
+            if split_of(query) == SPLITS[split]:
+                found.append(Problem(query, query, self.solve(query)))
         return found
 
     def solve(self, query: str) -> str:
@@ -127,7 +119,7 @@ class Programs:
         if answer == expected:
             return Score(1.0, True, "right")
         share = matching(expected, answer)
-        first = next((i for i, x in enumerate(expected) if answer[i : i + 1] != x), len(expected))
+        first = first_difference(expected, answer)
         return Score(
             share if self.dense else 0.0,
             False,
@@ -213,8 +205,3 @@ def inverse_document(draw: Draw, pairs: int = 3, digits: int = 5) -> tuple[str, 
         query = str(first) + "".join(str(draw.below(10)) for _ in range(digits - 1))
         shown.append((query, apply(word, query)))
     return inverse_text(shown), word
-
-
-def inverse_text(pairs: Sequence[tuple[str, str]]) -> str:
-    """What the reflector is given: `?12345=54321;...|`."""
-    return "?" + ";".join(f"{query}={answer}" for query, answer in pairs) + "|"

@@ -15,11 +15,11 @@ from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
 from fastweights.tasks.haystack import Draw
+from fastweights.tasks.hints import SPLITS, inverse_text
 from fastweights.tasks.prompted import Problem, Prompt, Score
 
 NODES = "abcdefghijklmnopqrstuvwxyz"
 STRATEGIES = "fb"
-_SPLITS = {"train": 0, "validation": 1, "test": 2}
 
 
 class Graph(NamedTuple):
@@ -103,7 +103,7 @@ class StarGraph:
 
     def problems(self, split: str, count: int, seed: int = 0) -> list[Problem]:
         """See `PromptedTask`."""
-        draw = Draw(3, _SPLITS[split], seed)
+        draw = Draw(3, SPLITS[split], seed)
         graphs = [random_graph(draw, self.stars, self.degree, self.arm) for _ in range(count)]
         return [Problem(graph.query, graph.query, written(graph.path, "b")) for graph in graphs]
 
@@ -178,4 +178,4 @@ def inverse_document(draw: Draw) -> tuple[str, str]:
     """A graph and a path written one way, then the strategy that writes so."""
     strategy = STRATEGIES[draw.below(2)]
     graph = random_graph(draw, 1 + draw.below(2), 2 + draw.below(2), 1)
-    return f"?{graph.query}={written(graph.path, strategy)}|", strategy
+    return inverse_text([(graph.query, written(graph.path, strategy))]), strategy

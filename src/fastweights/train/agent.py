@@ -7,7 +7,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from fastweights.errors import ConfigError, NumericalError, Preempted
+from fastweights.errors import ConfigError, NumericalError
 from fastweights.models.catch import CatchModel
 from fastweights.tasks.catch import Catch
 from fastweights.train import run_dir as runs
@@ -23,7 +23,7 @@ from fastweights.train.loop import Result
 from fastweights.train.metrics import Metrics, read
 from fastweights.train.optim import optimizer
 from fastweights.train.progress import Progress, warn
-from fastweights.train.signals import StopRequest
+from fastweights.train.signals import StopRequest, preempted
 from fastweights.train.state import TrainState, parameter_count
 
 #: greedy games of one evaluation
@@ -136,11 +136,7 @@ def train_agent(config: AgentConfig, run_dir: str | Path, *, quiet: bool = False
                     saves.save(step, state, score=score)
                 if stop.name and not last:
                     saves.wait()
-                    raise Preempted(
-                        f"stopped by {stop.name} at update {step} of {plan.steps}, all of it saved",
-                        where=directory,
-                        next="run the same command again to go on",
-                    )
+                    raise preempted(stop.name, f"update {step} of {plan.steps}", directory)
             saves.wait()
         except OSError as error:
             raise runs.cannot_write(directory, error) from error

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from fastweights.errors import ConfigError, DataError, NumericalError, Preempted
+from fastweights.errors import ConfigError, DataError, NumericalError
 from fastweights.tasks.batches import eval_batches, train_batches
 from fastweights.train import run_dir as runs
 from fastweights.train.checkpoint import Checkpoints, Restored
@@ -17,7 +17,7 @@ from fastweights.train.config import Config, check
 from fastweights.train.mesh import make_mesh, put_batch
 from fastweights.train.metrics import Metrics, read
 from fastweights.train.progress import Progress, warn
-from fastweights.train.signals import StopRequest
+from fastweights.train.signals import StopRequest, preempted
 from fastweights.train.start import check_start, start_state
 from fastweights.train.state import TrainState, abstract_state, init_state, parameter_count
 from fastweights.train.step import make_eval_step, make_train_step
@@ -134,11 +134,7 @@ def train(config: Config, run_dir: str | Path, *, quiet: bool = False) -> Result
                     save(step)
                 if stop.name and not last:
                     checkpoints.wait()
-                    raise Preempted(
-                        f"stopped by {stop.name} at step {step} of {plan.steps}, all of it saved",
-                        where=directory,
-                        next="run the same command again to go on",
-                    )
+                    raise preempted(stop.name, f"step {step} of {plan.steps}", directory)
             checkpoints.wait()
         except OSError as error:
             raise runs.cannot_write(directory, error) from error

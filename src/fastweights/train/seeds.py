@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from fastweights.errors import ConfigError, Preempted
+from fastweights.errors import ConfigError
 from fastweights.tasks.base import Task
 from fastweights.tasks.batches import batch_rows
 from fastweights.train import run_dir as runs
@@ -25,7 +25,7 @@ from fastweights.train.config import Config, check
 from fastweights.train.loop import check_batch, check_data, fingerprint
 from fastweights.train.metrics import Metrics, read
 from fastweights.train.progress import Progress, warn
-from fastweights.train.signals import StopRequest
+from fastweights.train.signals import StopRequest, preempted
 from fastweights.train.state import TrainState, fresh_state
 from fastweights.train.step import make_evaluation, make_update
 
@@ -197,11 +197,7 @@ def train_seeds(nets: Nets, run_dir: str | Path, *, quiet: bool = False) -> list
                     saves.save(step, state, extra={"data": data})
                 if stop.name and not last:
                     saves.wait()
-                    raise Preempted(
-                        f"stopped by {stop.name} at update {step} of {plan.steps}, all of it saved",
-                        where=directory,
-                        next="run the same command again to go on",
-                    )
+                    raise preempted(stop.name, f"update {step} of {plan.steps}", directory)
             saves.wait()
         except OSError as error:
             raise runs.cannot_write(directory, error) from error

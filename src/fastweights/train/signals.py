@@ -2,7 +2,10 @@
 
 import signal
 import threading
+from pathlib import Path
 from types import FrameType
+
+from fastweights.errors import Preempted
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
@@ -35,3 +38,18 @@ class StopRequest:
         for number, handler in self._before.items():
             signal.signal(number, handler)  # pyright: ignore[reportArgumentType]
         self._before = {}
+
+
+def preempted(name: str, place: str, directory: Path) -> Preempted:
+    """The end of a run that was asked to stop, after its state was saved.
+
+    Args:
+        name: of the signal.
+        place: how far it came, as "update 3 of 10".
+        directory: of the run.
+    """
+    return Preempted(
+        f"stopped by {name} at {place}, all of it saved",
+        where=directory,
+        next="run the same command again to go on",
+    )

@@ -9,7 +9,7 @@ import optax
 from jax import Array
 
 from fastweights.tasks.base import Task
-from fastweights.train.config import Config
+from fastweights.train.config import Config, Optim
 from fastweights.train.optim import learning_rate, optimizer
 from fastweights.train.state import TrainState
 
@@ -29,18 +29,36 @@ def make_update(config: Config) -> TrainStep:
     An update whose loss or gradient is not finite leaves model and optimiser as they were, so that
     the last good weights are still there when the loop reads the metric and stops.
     """
-    transform, schedule = optimizer(config.optim), learning_rate(config.optim)
 
     def loss(model: Any, batch: Batch) -> tuple[Array, dict[str, Array]]:
         scores = {name: jnp.mean(x) for name, x in config.task.measure(model, batch).items()}
         return scores["loss"], scores
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-        (_, scores), grads = jax.value_and_grad(loss, has_aux=True)(state.model, batch)
+    return descend(config.optim, loss)
+
+
+def descend(
+    optim: Optim, loss: Callable[..., tuple[Array, dict[str, Array]]]
+) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
+    """One update down a loss's gradient, unless loss or gradient is not finite: it then changes
+    nothing but the number of updates.
+
+    Args:
+        optim: the optimiser.
+        loss: `(model, *inputs) -> (loss, scores)`.
+
+    Returns:
+        `(state, *inputs) -> (state, scores)`, with "grad_norm", "lr" and "not_finite", 0 or 1,
+        among the scores.
+    """
+    transform, schedule = optimizer(optim), learning_rate(optim)
+
+    def step(state: TrainState, *inputs: Any) -> tuple[TrainState, dict[str, Array]]:
+        (value, scores), grads = jax.value_and_grad(loss, has_aux=True)(state.model, *inputs)
         norm = optax.tree.norm(grads)
         updates, new = transform.update(grads, state.optimizer, state.model)
         model = optax.apply_updates(state.model, updates)
-        finite = jnp.isfinite(scores["loss"]) & jnp.isfinite(norm)
+        finite = jnp.isfinite(value) & jnp.isfinite(norm)
         model, new = jax.tree.map(
             lambda a, b: jnp.where(finite, a, b), (model, new), (state.model, state.optimizer)
         )
@@ -48,7 +66,7 @@ def make_update(config: Config) -> TrainStep:
         scores["not_finite"] = (~finite).astype(jnp.float32)
         return TrainState(state.step + 1, model, new, state.key), scores
 
-    return train_step
+    return step
 
 
 def make_eval_step(task: Task) -> EvalStep:

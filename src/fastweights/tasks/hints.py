@@ -1,0 +1,30 @@
+"""What the hinted tasks share: splits, partly right answers, and the text a reflector is given."""
+
+from collections.abc import Sequence
+
+SPLITS = {"train": 0, "validation": 1, "test": 2}
+
+
+def split_of(digits: str) -> int:
+    """The split that a problem is in: a tenth are for validation and a tenth for test.
+
+    It goes by the sum of the digits, which no rule here looks at.
+    """
+    return {8: SPLITS["validation"], 9: SPLITS["test"]}.get(sum(map(int, digits)) % 10, 0)
+
+
+def matching(expected: str, given: str) -> float:
+    """The share of places at which two texts agree, of the longer one."""
+    same = sum(a == b for a, b in zip(expected, given, strict=False))
+    return same / max(len(expected), len(given), 1)
+
+
+def first_difference(expected: str, given: str) -> int:
+    """The first place at which a text is not the expected one, its end if it only goes on."""
+    pairs = enumerate(expected)
+    return next((i for i, x in pairs if given[i : i + 1] != x), len(expected))
+
+
+def inverse_text(pairs: Sequence[tuple[str, str]]) -> str:
+    """Solved problems as a reflector reads them, before it writes the hint: `?12345=54321;...|`."""
+    return "?" + ";".join(f"{query}={answer}" for query, answer in pairs) + "|"

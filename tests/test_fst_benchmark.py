@@ -1,0 +1,104 @@
+"""What benchmarks/fst.py makes of its runs: rates, what is missing, costs, the table."""
+
+import dataclasses
+import importlib
+
+import pytest
+from support import ROOT
+
+from fastweights.cli import load_config
+
+
+@pytest.fixture
+def fst(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module("fst")
+
+
+def made(fst, arm, seed, curve, lr=1e-3, proposer="inductive", fast=0):
+    """A run with these accuracies, 64 rollouts of the slow loop and `fast` of the other a step."""
+    return {
+        "arm": arm,
+        "lr": lr,
+        "seed": seed,
+        "updates": 6 * (len(curve) - 1),
+        "proposer": proposer,
+        "base": "0" * 12,
+        "names": ["updates", "rollouts_slow", "rollouts_fast", "seconds", *fst.KEPT],
+        "curve": [
+            [6 * i, 64 * i, fast * i, float(i), accuracy, 0.01, 0.02 * i, 0.5 * i, 0.6 * i]
+            for i, accuracy in enumerate(curve)
+        ],
+        "two_by_two": {
+            "base_seed": 0.0,
+            "base_evolved": 0.5,
+            "trained_seed": 0.25,
+            "trained_evolved": curve[-1],
+        },
+    }
+
+
+def test_the_best_rate_is_the_sweeps(fst):
+    sweep = fst.SWEEP_SEED
+    runs = [
+        made(fst, "rl", sweep, [0.0, 0.2, 0.9], lr=1e-4),
+        made(fst, "rl", sweep, [0.0, 0.6, 0.6], lr=3e-4),
+        # neither another seed nor another arm counts
+        made(fst, "rl", 0, [0.0, 1.0, 1.0], lr=1e-3),
+        made(fst, "fst", sweep, [0.0, 1.0, 1.0], lr=1e-3),
+    ]
+    assert fst.best_rate(runs, "rl") == 3e-4
+    assert fst.best_rate(runs, "fst") == 1e-3
+    assert fst.best_rate(runs, "evolution") is None
+    runs.append(made(fst, "rl", 1, [0.0, 0.5, 0.5], lr=3e-4))
+    assert [r["seed"] for r in fst.reported(runs, "rl")] == [1]
+
+
+def test_what_is_wanted(fst):
+    options, arms = fst.Options(arms=("fst", "evolution", "rl-kl")), tuple(fst.ARMS)
+    sweep = fst.wanted(dataclasses.replace(options, sweep=True), arms, [])
+    assert len(sweep) == 3 + 1 + 3 and {seed for _, _, seed in sweep} == {fst.SWEEP_SEED}
+    done = [made(fst, "fst", fst.SWEEP_SEED, [0.0, 0.1], lr=3e-4)]
+    runs = fst.wanted(options, arms, done)
+    # five seeds of the main arms and three of others, the first seeds of all of them first
+    assert [n for n, _, _ in runs[:3]] == ["fst", "evolution", "rl-kl"]
+    assert [sum(n == name for n, _, _ in runs) for name in options.arms] == [5, 5, 3]
+    assert {lr for name, lr, _ in runs if name == "fst"} == {3e-4}
+    quick = fst.wanted(fst.Options(quick=True), arms, [])
+    assert [(n, seed) for n, _, seed in quick] == [(n, 0) for n in fst.MAIN]
+    with pytest.raises(SystemExit, match="'none'"):
+        fst.wanted(fst.Options(arms=("none",)), arms, [])
+
+
+def test_a_task_without_easier_problems_has_no_such_arm(fst):
+    config = lambda name: load_config(str(ROOT / "configs" / f"fst_{name}.py"))
+    assert set(fst.ARMS) - set(fst.possible(config("programs"))) == {"rl-easy"}
+    assert fst.possible(config("star_graph")) == tuple(fst.ARMS)
+
+
+def test_costs_are_counted_to_what_rl_only_reaches(fst):
+    runs = [
+        made(fst, "rl", fst.SWEEP_SEED, [0.0, 0.5, 0.5]),
+        made(fst, "rl", 0, [0.0, 0.5, 0.375]),
+        made(fst, "rl", 1, [0.0, 0.25, 0.25]),
+        made(fst, "fst", 0, [0.0, 0.5, 1.0], fast=32),
+        made(fst, "fst", 1, [0.0, 0.25, 0.75], fast=32),
+        made(fst, "fst", 2, [0.0, 0.0, 0.125], fast=32),
+        made(fst, "fst", 0, [0.0, 0.125, 0.125], proposer="blind", fast=32),
+    ]
+    assert fst.peak(runs) == 0.375
+    assert fst.rollouts(runs[3]) == [0, 96, 192]
+    assert fst.rollouts_to(runs[3], 0.375) == 96 and fst.rollouts_to(runs[5], 0.375) is None
+    table = fst.table(runs)
+    rows = {line.split(" | ")[0].strip("| "): line for line in table.splitlines() if "%" in line}
+    assert "| 62.5 % (12-100) | 192 | 144, 1 never | 1.00 | 1.20 |" in rows["fst"]
+    assert "0.0, 25.0 %" in rows["fst"] and "50.0, 62.5 %" in rows["fst"]
+    assert (
+        "| 1 | 12.5 % (12-12) |" in rows["fst, blind proposer"]
+        and "never" in (rows["fst, blind proposer"])
+    )
+    assert "| 64, 1 never |" in rows["rl"]
+    assert "RL's peak: 37.5 %" in table
+    # 64 rollouts to 0.5, and to 0.25, against 96; 0.5 nats after one evaluation in every arm
+    assert fst.matched(runs) == [(64 / 96, 1.0), (64 / 96, 1.0)]
+    assert "0.67 (0.67-0.67) times" in table and "there is 1 (1-1) of RL's" in table
