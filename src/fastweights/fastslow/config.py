@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 from fastweights.errors import ConfigError
 from fastweights.fastslow.evolution import Evolution
 from fastweights.fastslow.objective import PolicyGradient
+from fastweights.fastslow.remote.reflection import Reflection, RemoteModel
 from fastweights.tasks.continual import Continual
 from fastweights.tasks.conventions import Conventions
 from fastweights.tasks.programs import Programs
@@ -36,6 +37,7 @@ class FastSlow:
         prompt: what the population starts from: the task's empty seed, or, as a control, the oracle
             that states the hidden rule.
         proposer: who writes prompts; see `fastweights.fastslow.proposers`.
+        remote: the model on a server that does, if the proposer is "remote".
         optim: the slow weights' optimiser.
         train: length and rhythm.
         evaluation: problems of an evaluation.
@@ -49,7 +51,8 @@ class FastSlow:
     order: Order = "fast-slow"
     lead: int = 5
     prompt: Literal["seed", "oracle"] = "seed"
-    proposer: Literal["blind", "directed", "inductive", "self"] = "inductive"
+    proposer: Literal["blind", "directed", "inductive", "self", "remote"] = "inductive"
+    remote: RemoteModel = RemoteModel()
     optim: Optim = Optim(lr=1e-4, clip=1.0)
     train: Train = Train(steps=120, eval_every=6, checkpoint_every=30, log_every=6)
     evaluation: int = 128
@@ -170,3 +173,5 @@ def check(config: FastSlow) -> None:
             "this config cannot run:" + "".join(f"\n  - {text}" for text in found),
             next="change the values above; `fastweights train CONFIG --help` lists them all",
         )
+    if config.proposer == "remote":
+        Reflection(config.remote, None)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fastweights import pretrained
-from fastweights.errors import CheckpointError, ConfigError, NumericalError
+from fastweights.errors import CheckpointError, ConfigError, DataError, NumericalError
 from fastweights.fastslow import population as prompts
 from fastweights.fastslow.config import FastSlow, Tick, check, timeline
 from fastweights.fastslow.evaluation import divergence, held_out, score
@@ -23,7 +23,10 @@ from fastweights.fastslow.evolution import Event, Judged, tick
 from fastweights.fastslow.judge import Direct, Judge
 from fastweights.fastslow.population import Candidate, Population
 from fastweights.fastslow.prompt_log import PromptLog
+from fastweights.fastslow.propose import Proposer
 from fastweights.fastslow.proposers import make_proposer
+from fastweights.fastslow.remote.ledger import BudgetError
+from fastweights.fastslow.remote.reflection import Reflection, changeable
 from fastweights.fastslow.rollouts import Sampler
 from fastweights.fastslow.seeds import seed_of
 from fastweights.fastslow.slow import batch_of, explore, make_update
@@ -52,6 +55,9 @@ class Run:
     population: Population
     #: rollouts so far, of the slow and of the fast loop; those of evaluations are in neither
     counts: dict[str, int]
+    #: of a proposer on a server, as it was after the last tick
+    reflected: dict[str, Any] | None = None
+    reflection: Reflection | None = None
 
     def task(self, updates: int) -> Any:
         """The task after so many updates."""
@@ -70,6 +76,12 @@ class Run:
     def judge(self, task: Any) -> Judge:
         """What judges the answers: exact match, which surely returns."""
         return Direct(task.verify)
+
+    def proposer(self, task: Any) -> Proposer:
+        """Who writes the prompts."""
+        if self.reflection:
+            return self.reflection.proposer(task)
+        return make_proposer(self.config.proposer, task, self.base)
 
 
 def begin(config: FastSlow) -> Run:
@@ -122,10 +134,11 @@ def evolve(run: Run, at: Tick) -> Event:
         at.cycle,
         at.part,
         evaluate=evaluate,
-        proposer=make_proposer(config.proposer, task, run.base),
+        proposer=run.proposer(task),
         seed=config.seed,
     )
     run.counts["fast"] += event.rollouts
+    run.reflected = run.reflection and run.reflection.to_json()
     return event
 
 
@@ -219,13 +232,15 @@ def train_fast_slow(config: FastSlow, run_dir: str | Path, *, quiet: bool = Fals
             another config, or of one that cannot go on to these `train.steps`.
         CheckpointError: the run directory cannot be written, no checkpoint in it can be trusted, or
             the base model is not the one the run began with.
+        BudgetError: the next call to a remote model could pass a limit; the state is saved.
+        DataError: the transcript of the remote model is damaged, or, replayed, of another run.
         NumericalError: loss or gradient was not finite; the state before that update is saved.
         Preempted: a signal asked the run to stop; its state is saved.
     """
     check(config)
     run, plan = begin(config), config.train
     ticks = timeline(config)
-    directory = runs.open_run(Path(run_dir), config)
+    directory = runs.open_run(Path(run_dir), config, changeable)
     base = fingerprint(run.base.model)
     with (
         StopRequest() as stop,
@@ -233,6 +248,8 @@ def train_fast_slow(config: FastSlow, run_dir: str | Path, *, quiet: bool = Fals
         Checkpoints(directory / "checkpoints", keep_last=plan.keep_last, report=warn) as saves,
     ):
         start = restore(run, saves, base, directory)
+        if config.proposer == "remote":
+            run.reflection = Reflection(config.remote, directory, run.reflected)
         if start >= len(ticks):
             progress.note(f"nothing to do: the run has {start} ticks and its config {len(ticks)}")
         elif start:
@@ -246,6 +263,7 @@ def train_fast_slow(config: FastSlow, run_dir: str | Path, *, quiet: bool = Fals
                 "base": base,
                 "population": prompts.to_json(run.population),
                 "counts": run.counts,
+                "reflection": run.reflected,
             }
             saves.save(done, run.state, extra=extra)
 
@@ -284,7 +302,15 @@ def train_fast_slow(config: FastSlow, run_dir: str | Path, *, quiet: bool = Fals
                     ended = updates % plan.eval_every == 0 or last
                     saving = updates % plan.checkpoint_every == 0
                 else:
-                    event = evolve(run, at)
+                    try:
+                        event = evolve(run, at)
+                    except (BudgetError, DataError):
+                        # a limit, or a transcript that ends: what came before it is not lost
+                        assert run.reflection
+                        run.reflected = run.reflection.broken_off(run.reflected)
+                        save(number)
+                        saves.wait()
+                        raise
                     updates = at.updates
                     log.write(done, at.cycle, event, run.population)
                     ended = event.kind == "kept" and (config.order == "fast" or last)
@@ -330,13 +356,15 @@ def restore(run: Run, saves: Checkpoints, base: str, directory: Path) -> int:
     run.state = restored.state
     run.population = prompts.from_json(restored.extra["population"])
     run.counts = dict(restored.extra["counts"])
+    run.reflected = restored.extra.get("reflection")
     return restored.step
 
 
 def standing(run: Run, updates: int) -> dict[str, float]:
     """What a run has used so far."""
     counts = {f"rollouts_{name}": count for name, count in run.counts.items()}
-    return {"updates": updates, **counts}
+    used = run.reflection.measures() if run.reflection else {}
+    return {"updates": updates, **counts, **used}
 
 
 def prefixed(prefix: str, values: dict[str, float]) -> dict[str, float]:

@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,12 @@ def _git_revision() -> str | None:
         return None
 
 
-def open_run(path: Path, config: Any) -> Path:
+def open_run(
+    path: Path, config: Any, changeable: Callable[[str], bool] = lambda name: False
+) -> Path:
     """Make a run directory for a config (a dataclass), or check that an old one belongs to it.
+
+    `changeable` says of more fields, by their path, whether a resume may change them.
 
     The config is written once, at the start; what a resume may change (lengths and rhythms) is
     updated. Every start appends its versions to `starts.jsonl`.
@@ -57,7 +62,7 @@ def open_run(path: Path, config: Any) -> Path:
             old = to_json(from_json(old, type(config), str(file)))
         changed = differences(old, new)
         free = (*FREE_TO_CHANGE, *(f"config.{name}" for name in FREE_TO_CHANGE))
-        refused = {k: v for k, v in changed.items() if k not in free}
+        refused = {k: v for k, v in changed.items() if k not in free and not changeable(k)}
         if refused:
             raise ConfigError(
                 "this directory holds a run of another config:"

@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from fastweights.errors import ConfigError, DataError
 from fastweights.fastslow.propose import ProposalError
-from fastweights.fastslow.remote.ledger import Ledger, Usage
+from fastweights.fastslow.remote.ledger import BudgetError, Ledger, Usage
 
 _LOG = logging.getLogger(__name__)
 
@@ -59,6 +59,8 @@ class Transcript:
             raise ConfigError(f"mode {mode!r} of a transcript, with ask = {ask!r}", where=str(path))
         self.path, self.mode, self.settings, self.position = Path(path), mode, settings, position
         self._ask, self._ledger, self._report = ask, ledger, report
+        #: used by requests that a limit broke off between two tries, and so have no line
+        self.unrecorded = Usage()
         self._lines = self._read()
         if not 0 <= position <= len(self._lines):
             raise DataError(
@@ -105,6 +107,10 @@ class Transcript:
         except ProposalError as error:
             failure, answer = error, ""
             line["failure"] = str(error)
+        except BudgetError:
+            if self._ledger:
+                self.unrecorded += self._ledger.total - before
+            raise
         after = self._ledger.total if self._ledger else Usage()
         line["usage"] = dataclasses.asdict(after - before)
         append(self.path, json.dumps(line).encode() + b"\n")

@@ -1,0 +1,192 @@
+"""Runs whose prompts a model on a server writes: nothing is lost, or paid for, twice."""
+
+import dataclasses
+import json
+import re
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from _chat_server import reply, serving
+from small import base
+
+from fastweights import cli, pretrained
+from fastweights.errors import ConfigError, DataError, Preempted
+from fastweights.fastslow import loop
+from fastweights.fastslow.config import FastSlow, check
+from fastweights.fastslow.evolution import Evolution
+from fastweights.fastslow.objective import PolicyGradient
+from fastweights.fastslow.prompt_log import read as read_prompts
+from fastweights.fastslow.remote.ledger import BudgetError, Limits
+from fastweights.fastslow.remote.reflection import FILE, RemoteModel
+from fastweights.tasks.programs import Programs
+from fastweights.tasks.prompted import Score
+from fastweights.train.config import Optim, Train, from_json, to_json
+
+CONFIG = FastSlow(
+    task=Programs(odd="i", even="n", digits=2),
+    base=str(Path(__file__).parent),
+    rl=PolicyGradient(problems=2, rollouts=4),
+    evolution=Evolution(
+        keep=2, every=1, proposals=3, minibatch=2, instances=4, samples=1, crossover=0.0
+    ),
+    proposer="remote",
+    optim=Optim(lr=3e-3, clip=1.0),
+    train=Train(steps=2, eval_every=2, checkpoint_every=1, log_every=1, keep_last=50),
+    evaluation=4,
+)
+
+
+def fence(text):
+    return reply(f"I think\n```\n{text}\n```")
+
+
+#: the second needs a repair; the fifth is none at all, twice
+ACTS = (fence("i"), fence("zzzz"), fence("n"), fence("w"), b"{", b"{", *map(fence, "rtinwrtinw"))
+
+
+def graded(self, problem, answer):
+    value = (sum((answer + problem.query).encode()) % 17) / 16
+    return Score(value, value > 0.5, "some")
+
+
+@pytest.fixture(autouse=True)
+def small_base(monkeypatch):
+    monkeypatch.setattr(pretrained, "load", lambda path: base())
+    monkeypatch.setattr(Programs, "verify", graded)
+
+
+def remote(server, **change):
+    quick = dataclasses.replace(RemoteModel().patience, first_wait=0.0, longest_wait=0.0)
+    model = RemoteModel(base_url=server.url, model="m", patience=quick, **change)
+    return dataclasses.replace(CONFIG, remote=model)
+
+
+def finished(config, run_dir):
+    result = loop.train_fast_slow(config, run_dir, quiet=True)
+    lines = [{k: v for k, v in x.items() if k != "wall_time"} for x in result.history]
+    return jax.tree.leaves(result.state.model), read_prompts(run_dir), lines
+
+
+def without_port(data):
+    """As text; what a server that failed is quoted with has its port, another in each test."""
+    return re.sub(
+        r"127\.0\.0\.1:\d+", "server", data if isinstance(data, str) else json.dumps(data)
+    )
+
+
+def assert_same(a, b):
+    assert without_port(a[1:]) == without_port(b[1:])
+    assert all(np.array_equal(x, y) for x, y in zip(a[0], b[0], strict=True))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An uninterrupted run: its end, its transcript, and how often the server was asked."""
+    run_dir = tmp_path_factory.mktemp("whole") / "run"
+    with pytest.MonkeyPatch.context() as patch, serving(*ACTS) as server:
+        patch.setattr(pretrained, "load", lambda path: base())
+        patch.setattr(Programs, "verify", graded)
+        end = finished(remote(server), run_dir)
+        return end, run_dir / FILE, server.count
+
+
+def test_prompts_come_from_the_server_and_all_of_it_is_counted(whole):
+    (_, events, lines), transcript, count = whole
+    proposals = [e for e in events if e["kind"] not in ("scored", "kept")]
+    assert len(proposals) == 6 and sum(e["kind"] == "failed" for e in proposals) == 1
+    answered = [json.loads(x) for x in transcript.read_text().splitlines()]
+    last = lines[-1]
+    assert sum(x["usage"]["calls"] for x in answered) == last["reflection_calls"] == count
+    assert last["reflection_failed"] == 2 and last["reflection_tokens"] > 15 * (count - 2)
+    said = json.dumps(events[-1]["population"])
+    assert any(f'"{letter}"' in said for letter in "inwrt")
+
+
+@pytest.mark.parametrize("stop", [2, 3, 6])
+def test_a_run_stopped_among_proposals_asks_for_nothing_twice(tmp_path, monkeypatch, whole, stop):
+    done = []
+
+    class Stop:
+        @property
+        def name(self):
+            return "SIGTERM" if len(done) >= stop else ""
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+    tick = loop.evolve
+    with serving(*ACTS) as server:
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "StopRequest", Stop)
+            patch.setattr(loop, "evolve", lambda *given: (done.append(1), tick(*given))[1])
+            with pytest.raises(Preempted):
+                loop.train_fast_slow(remote(server), tmp_path / "run", quiet=True)
+        end = finished(remote(server), tmp_path / "run")
+        assert server.count == whole[2]
+    assert_same(end, whole[0])
+    assert without_port((tmp_path / "run" / FILE).read_text()) == without_port(whole[1].read_text())
+
+
+@pytest.mark.parametrize("calls", [0, 1, 2, 5])
+def test_a_spent_budget_stops_the_run_which_goes_on_with_a_higher_one(tmp_path, whole, calls):
+    """Two calls are spent between a text and its repair, five between an answer and its retry."""
+    with serving(*ACTS) as server:
+        config = remote(server, limits=Limits(calls=calls))
+        for _ in range(2):  # the second time, too, and nothing is asked
+            with pytest.raises(BudgetError, match=f"of {calls}"):
+                loop.train_fast_slow(config, tmp_path / "run", quiet=True)
+            assert server.count == calls
+        end = finished(remote(server), tmp_path / "run")
+    # a retry that was refused is a request of its own later, to which nobody answers that it is bad
+    assert server.count == end[2][-1]["reflection_calls"]
+    if calls != 5:
+        assert_same(end, whole[0])
+
+
+def test_others_repeat_a_run_without_the_model(tmp_path, whole, monkeypatch):
+    with serving(503) as server:
+        config = remote(server, replay=str(whole[1]), api_key_env="NO_SUCH_KEY")
+        assert_same(finished(config, tmp_path / "run"), whole[0])
+        other = dataclasses.replace(config, seed=1)
+        with pytest.raises(DataError, match="answers another request here"):
+            loop.train_fast_slow(other, tmp_path / "other", quiet=True)
+        assert not server.count
+
+
+def test_what_cannot_work_is_told_before_anything_is_loaded(monkeypatch):
+    monkeypatch.setattr(pretrained, "load", None)
+    good = RemoteModel(base_url="http://127.0.0.1:9/v1", model="m")
+    change = lambda **fields: dataclasses.replace(
+        CONFIG, remote=dataclasses.replace(good, **fields)
+    )
+    check(change())
+    for fields, said in (
+        ({"base_url": ""}, "--remote.base-url"),
+        ({"model": ""}, "--remote.model"),
+        ({"api_key_env": "NO_SUCH_KEY"}, "export NO_SUCH_KEY"),
+        ({"replay": "/no/such/file"}, "no transcript"),
+        ({"limits": Limits(cost=1.0)}, "prices"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            check(change(**fields))
+    assert from_json(json.loads(json.dumps(to_json(change()))), FastSlow) == change()
+
+
+def test_the_command_line_names_the_server(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "load_config", lambda path: CONFIG)
+    command = ["train", "some.py", "--run-dir", str(tmp_path / "run"), "--quiet"]
+    assert cli.main(command) == 2 and "--remote.base-url" in capsys.readouterr().err
+    with serving(*ACTS) as server:
+        flags = ["--remote.base-url", server.url, "--remote.model", "m"]
+        assert cli.main([*command, *flags, "--remote.limits.calls", "1"]) == 2
+        assert "budget" in capsys.readouterr().err
+        assert cli.main([*command, *flags, "--train.steps", "1"]) == 0
+        assert json.loads(capsys.readouterr().out)["reflection_calls"] == server.count
