@@ -18,7 +18,7 @@ from fastweights.fastslow.population import Candidate, Population, keep_best, se
 from fastweights.fastslow.propose import ProposalError, Proposer, Record
 from fastweights.fastslow.seeds import seed_of
 from fastweights.tasks.haystack import Draw
-from fastweights.tasks.prompted import Outcome, Problem, Prompt, PromptedTask, Score
+from fastweights.tasks.prompted import Outcome, Problem, Prompt, PromptSpace, Score
 
 
 class Judged(NamedTuple):
@@ -91,7 +91,7 @@ def records_of(problems: Sequence[Problem], judged: Sequence[Sequence[Judged]]) 
 
 def tick(
     config: Evolution,
-    task: PromptedTask,
+    task: PromptSpace,
     population: Population,
     cycle: int,
     number: int,
@@ -132,7 +132,7 @@ def tick(
 
 def _propose(
     config: Evolution,
-    task: PromptedTask,
+    task: PromptSpace,
     population: Population,
     cycle: int,
     number: int,

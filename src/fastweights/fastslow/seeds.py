@@ -6,7 +6,7 @@ import numpy as np
 
 #: the first five are of evolutions, the others of updates
 Use = Literal[
-    "instances", "scoring", "minibatch", "trial", "proposal", "problems", "easy", "rollouts"
+    "instances", "scoring", "minibatch", "trial", "proposal", "problems", "easy", "rollouts", "gepa"
 ]
 
 

@@ -59,7 +59,25 @@ class Failed:
 Outcome = Score | Unscorable | Failed
 
 
-class PromptedTask(Protocol):
+class PromptSpace(Protocol):
+    """What prompts there can be, and what they are scored on: all that their evolution needs."""
+
+    def problems(self, split: str, count: int, seed: int = 0) -> list[Problem]:
+        """Problems of a split: train, validation or test share none.
+
+        Args:
+            split: which.
+            count: how many.
+            seed: those of two seeds of the training split are drawn independently.
+        """
+        ...
+
+    def prompt_problems(self, prompt: Prompt) -> list[str]:
+        """Why a prompt cannot be used, in words: unknown components, too long, not grammatical."""
+        ...
+
+
+class PromptedTask(PromptSpace, Protocol):
     """A task for prompts and policies: hyper-parameters as fields of a frozen dataclass."""
 
     @property
@@ -72,26 +90,12 @@ class PromptedTask(Protocol):
         """The most tokens an answer may take, the one that ends it included."""
         ...
 
-    def problems(self, split: str, count: int, seed: int = 0) -> list[Problem]:
-        """Problems of a split: train, validation or test share none.
-
-        Args:
-            split: which.
-            count: how many.
-            seed: those of two seeds of the training split are drawn independently.
-        """
-        ...
-
     def text(self, prompt: Prompt, problem: Problem) -> str:
         """What the model is given to read."""
         ...
 
     def verify(self, problem: Problem, answer: str) -> Outcome:
         """Judge an answer; never raises for any text."""
-        ...
-
-    def prompt_problems(self, prompt: Prompt) -> list[str]:
-        """Why a prompt cannot be used, in words: unknown components, too long, not grammatical."""
         ...
 
 
