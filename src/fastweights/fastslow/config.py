@@ -10,6 +10,7 @@ from fastweights.fastslow.objective import PolicyGradient
 from fastweights.fastslow.remote.reflection import Reflection, RemoteModel
 from fastweights.tasks.continual import Continual
 from fastweights.tasks.conventions import Conventions
+from fastweights.tasks.maths import Maths
 from fastweights.tasks.programs import Programs
 from fastweights.tasks.star_graph import StarGraph
 from fastweights.train.config import Optim, Train
@@ -44,7 +45,7 @@ class FastSlow:
         seed: of everything.
     """
 
-    task: Programs | Conventions | StarGraph | Continual
+    task: Programs | Conventions | StarGraph | Continual | Maths
     base: str
     rl: PolicyGradient = PolicyGradient()
     evolution: Evolution = Evolution()
@@ -165,7 +166,9 @@ def check(config: FastSlow) -> None:
             f"{evolution.keep}, so that every prompt has as many of a problem's rollouts"
         )
     task = config.task
-    if rl.easy and not isinstance(task, Continual) and task.easier() == task:
+    if isinstance(task, Maths):
+        found += needs_hints(config)
+    elif rl.easy and not isinstance(task, Continual) and task.easier() == task:
         found.append(f"rl.easy is {rl.easy}; {type(task).__name__} has no easier problems")
     found += [f"task.{text}" for text in task.faults()]
     if found:
@@ -175,3 +178,18 @@ def check(config: FastSlow) -> None:
         )
     if config.proposer == "remote":
         Reflection(config.remote, None)
+
+
+def needs_hints(config: FastSlow) -> list[str]:
+    """What a config asks for that only a task with a language of hints can give, in words."""
+    found, name = [], type(config.task).__name__
+    if config.proposer != "remote" and config.order != "slow":
+        found.append(
+            f'proposer is "{config.proposer}"; prompts of {name} are free text, which only '
+            '"remote" writes'
+        )
+    if config.prompt == "oracle":
+        found.append(f'prompt is "oracle"; {name} has none')
+    if config.rl.easy:
+        found.append(f"rl.easy is {config.rl.easy}; {name} has no easier problems")
+    return found

@@ -103,7 +103,7 @@ def begin(config: FastSlow) -> Run:
     # put where a restored state will be, or a resumed run would compile everything a second time
     base = base._replace(model=jax.device_put(base.model, jax.devices()[0]))
     task = config.task.at(0) if isinstance(config.task, Continual) else config.task
-    first = task.oracle if config.prompt == "oracle" else task.seed_prompt
+    first = cast(Any, task).oracle if config.prompt == "oracle" else task.seed_prompt
     state = TrainState(
         jnp.zeros((), jnp.int32),
         base.model,

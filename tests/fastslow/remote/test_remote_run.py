@@ -23,6 +23,7 @@ from fastweights.fastslow.objective import PolicyGradient
 from fastweights.fastslow.prompt_log import read as read_prompts
 from fastweights.fastslow.remote.ledger import BudgetError, Limits
 from fastweights.fastslow.remote.reflection import FILE, RemoteModel
+from fastweights.tasks.maths import Maths
 from fastweights.tasks.programs import Programs
 from fastweights.tasks.prompted import Score
 from fastweights.train.config import Optim, Train, from_json, to_json
@@ -190,3 +191,31 @@ def test_the_command_line_names_the_server(tmp_path, monkeypatch, capsys):
         assert "budget" in capsys.readouterr().err
         assert cli.main([*command, *flags, "--train.steps", "1"]) == 0
         assert json.loads(capsys.readouterr().out)["reflection_calls"] == server.count
+
+
+def test_instructions_for_word_problems_are_written_from_a_file_of_them(tmp_path):
+    path = tmp_path / "maths.jsonl"
+    line = {"question": "1 + 2?", "answer": "1 + 2 is\n#### 3"}
+    path.write_text("".join(json.dumps(line) + "\n" for _ in range(12)))
+    maths = Maths(
+        str(path), str(path), validation=4, answer_length=6, instructions="Add.",
+        template="{instructions} {question}=",
+    )  # fmt: skip
+    with serving(fence("Add up.")) as server:
+        config = dataclasses.replace(remote(server, show_answers=True), task=maths)
+        config = dataclasses.replace(config, train=dataclasses.replace(CONFIG.train, steps=1))
+        _, events, lines = finished(config, tmp_path / "run")
+        asked = server.requests[0]["messages"][0]["content"]
+    # the little model solves none, so that no child is better
+    assert {e["kind"] for e in events} == {"scored", "rejected", "kept"}
+    assert "Add up." in json.dumps(events) and "1 + 2?" in asked and "1 + 2 is" in asked
+    assert lines[-1]["updates"] == 1
+    for wrong, said in (
+        ({"proposer": "inductive"}, "free text"),
+        ({"prompt": "oracle"}, "oracle"),
+        ({"rl": PolicyGradient(problems=2, rollouts=4, easy=0.5)}, "no easier"),
+        ({"task": Maths()}, "layout of GSM8K"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            check(dataclasses.replace(config, **wrong))
+    assert from_json(json.loads(json.dumps(to_json(config))), FastSlow) == config

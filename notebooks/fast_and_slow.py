@@ -1,0 +1,345 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Fast and slow
+#
+# A language model can be made better at a task in two ways. One changes its **weights**, by
+# reinforcement learning (RL). The other changes its **prompt**, and leaves the weights alone. The
+# first is slow and lasts; the second is fast, and a new task asks for a new prompt.
+#
+# Fast-Slow Training ([arXiv:2605.12484](https://arxiv.org/abs/2605.12484)) does both in one loop.
+# Prompts are fast weights, parameters are slow weights, and one reward moves both.
+#
+# Here you will
+#
+# 1. meet a task whose rule is hidden, and a language of hints that can state it;
+# 2. train a small language model that knows the language and not the rule;
+# 3. let prompts evolve while RL moves the weights, beside RL only;
+# 4. ask which of the two channels knows what;
+# 5. change the rule in the middle of a run, and tell nobody.
+#
+# It takes a few minutes on a laptop's CPU.
+
+# %%
+# %matplotlib inline
+import dataclasses
+import os
+import re
+import tempfile
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+import fastweights as fw
+from fastweights.fastslow import prompt_log, report
+from fastweights.fastslow.config import FastSlow, arm
+from fastweights.fastslow.edits import Inductive
+from fastweights.fastslow.evolution import Evolution
+from fastweights.fastslow.loop import shown, train_fast_slow
+from fastweights.fastslow.population import from_json
+from fastweights.models.decoder_config import DecoderConfig
+from fastweights.tasks.continual import Continual
+from fastweights.tasks.conventions import MEANINGS, Conventions
+from fastweights.tasks.hint_corpus import KINDS, HintCorpus
+from fastweights.train import Config, Optim, Train, train
+
+FAST = os.environ.get("FASTWEIGHTS_FAST") == "1"  # short training, to test the notebook
+print("fast setting" if FAST else "full setting")
+
+# %% [markdown]
+# ## 1. A hidden rule
+#
+# A problem is a chain of digits, joined by `@`, `#` and `&`, and evaluated from the left. The
+# answer is the running value, a digit for each step. What the three signs mean is hidden: here `@`
+# subtracts, `#` takes the smaller and `&` adds (both modulo 10).
+#
+# A prompt has a place for the meaning of each sign. The model reads the prompt as three letters
+# before a `|`, with dots where nothing is said.
+
+# %%
+task = Conventions(meanings="-<+", steps=3)
+
+for problem in task.problems("train", 3):
+    empty, full = (task.text(prompt, problem) for prompt in (task.seed_prompt, task.oracle))
+    print(f"empty prompt {empty}   full prompt {full}   answer {problem.answer}")
+print(f"a sign may mean any of {' '.join(MEANINGS)}: {len(MEANINGS) ** 3} rules")
+
+# %% [markdown]
+# The reward of an answer is the share of its steps that are right; accuracy counts answers that
+# are right as a whole. A verifier computes both, so there is nothing to argue about.
+#
+# ## 2. A model that knows the language
+#
+# The base model learns from made-up documents: a hint, a chain, its value. Every document has a
+# rule of its own, and any sign may be left out of its hint. Then the model can only guess among the
+# six meanings. So it learns what hints mean. It has no reason to prefer our rule to another.
+
+# %%
+BASE_UPDATES = 20 if FAST else 1000
+folder = tempfile.TemporaryDirectory()
+base = Path(folder.name) / "base"
+
+base_config = Config(
+    task=HintCorpus(
+        weights=tuple(int(kind == "conventions") for kind in KINDS),
+        examples=2_000 if FAST else 60_000,
+        held_out=200,
+        length=64,
+    ),
+    model=DecoderConfig(
+        family="qwen3",
+        vocab=264,
+        hidden=64,
+        intermediate=128,
+        layers=2,
+        heads=2,
+        kv_heads=2,
+        head_dim=32,
+        tie_embeddings=True,
+        max_length=128,
+        initializer_range=0.1,
+    ),
+    optim=Optim(
+        lr=5e-3, schedule="cosine", decay_steps=BASE_UPDATES, warmup=BASE_UPDATES // 20, clip=1.0
+    ),
+    train=Train(
+        steps=BASE_UPDATES,
+        batch=32,
+        eval_every=BASE_UPDATES // 4,
+        checkpoint_every=BASE_UPDATES,
+    ),
+)
+for line in train(base_config, base, quiet=True).history:
+    if "validation/loss" in line:
+        print(f"{line['step']:5} updates: loss {line['validation/loss']:.2f} nats a token")
+
+# %% [markdown]
+# The loss cannot reach zero: the answers about signs that the hint leaves out have to be guessed.
+#
+# ## 3. Two loops, one reward
+#
+# Every six updates of the weights there is an **evolution** of the prompts. The prompts at hand are
+# scored on 16 problems. Six times a new prompt is proposed, an edit of one of the best ones, and
+# kept for now if it earns more reward than its parent on a few other problems. The best four stay.
+#
+# Then come six **updates** of the weights. Each has 16 problems and 8 answers to each, spread over
+# the prompts. An answer is pushed up or down by how much better its reward is than that of the
+# other answers to the same problem.
+#
+# Who proposes? Here it is a stand-in for a strong language model: it knows what hints mean, sees
+# solved problems, and prefers edits that explain their answers. It does not know the rule.
+# (`docs/fast_slow.md` compares it with proposers that know less.)
+#
+# The control is RL only: the same updates, with the empty prompt for ever.
+
+# %%
+UPDATES, EVERY = (2, 2) if FAST else (36, 6)
+
+fast_slow = FastSlow(
+    task=task,
+    base=str(base),
+    evolution=Evolution(every=EVERY, proposals=1 if FAST else 6),
+    optim=Optim(lr=1e-3, clip=1.0),
+    train=Train(
+        steps=UPDATES, eval_every=EVERY, checkpoint_every=UPDATES, log_every=EVERY, keep_last=1
+    ),
+    evaluation=16 if FAST else 128,
+)
+NAMES = {"fst": "fast-slow", "rl": "RL only"}
+histories = {}
+for name in NAMES:
+    result = train_fast_slow(arm(fast_slow, name), Path(folder.name) / name, quiet=True)
+    histories[name] = [line for line in result.history if "validation/accuracy_own" in line]
+
+# %% [markdown]
+# What happened in the first evolution is in the run's `prompts.jsonl`, a line for each thing done.
+# "Scored" shows the mean reward of each prompt by its number; the population starts with number 0,
+# the empty one.
+
+# %%
+events = prompt_log.read(Path(folder.name) / "fst")
+for event in events:
+    if event["cycle"] == 0:
+        print(f"{event['kind']:10} {event['text']}")
+
+# %% [markdown]
+# And the two runs. The prompt is the best one at that time, and accuracy is on problems that
+# neither loop has seen. Rollouts are all answers that either loop asked the model for. KL is how
+# far the model has gone from the base model, in nats an answer, both under the run's own prompt.
+
+
+# %%
+def best_prompt(events, done):
+    """The best prompt after so many ticks; empty before the first evolution."""
+    kept = [e for e in events if e["kind"] == "kept" and e["tick"] <= done]
+    return shown(from_json(kept[-1]["population"]).best().components) if kept else "(empty)"
+
+
+def rollouts(line):
+    return line["rollouts_slow"] + line["rollouts_fast"]
+
+
+def values(history, name):
+    return np.array([line[f"validation/{name}"] for line in history])
+
+
+def cells(line):
+    accuracy, apart = line["validation/accuracy_own"], line["validation/kl_sequence_own"]
+    return f"{rollouts(line):8,} {100 * accuracy:7.1f} % {apart:6.2f}"
+
+
+print(f"{'':7} {'fast-slow':^25}   {'RL only':^25}")
+print(f"updates {'rollouts accuracy     KL':25}   {'rollouts accuracy     KL':25}   best prompt")
+for fst_line, rl_line in zip(histories["fst"], histories["rl"], strict=True):
+    prompt = best_prompt(events, fst_line["step"])
+    print(f"{fst_line['updates']:7} {cells(fst_line):25}   {cells(rl_line):25}   {prompt}")
+
+# %%
+curves = {
+    NAMES[name]: [
+        (rollouts(line), line["validation/accuracy_own"], line["validation/kl_sequence_own"])
+        for line in history
+    ]
+    for name, history in histories.items()
+}
+figure = fw.plot.fast_slow(curves, f"prompts by {Inductive.description}")
+
+# %% [markdown]
+# PICTURE
+#
+# ## 4. Which channel knows what
+#
+# Now there are two sets of weights, of the base model and the trained ones, and two prompts, the
+# empty one and the evolved one. That makes four combinations, tried on test problems.
+
+# %%
+tables = {}
+for name in NAMES:
+    run, last = report.load(Path(folder.name) / name)
+    tables[name] = report.two_by_two(run, run.task(last.updates))
+
+for name, table in tables.items():
+    print(f"{NAMES[name]:16} empty prompt   evolved prompt")
+    for weights in ("base", "trained"):
+        empty, evolved = (100 * table[f"{weights}_{prompt}"] for prompt in ("seed", "evolved"))
+        print(f"{weights + ' weights':16} {empty:10.1f} % {evolved:14.1f} %")
+    print()
+seed_kl = {name: values(history, "kl_sequence_seed")[-1] for name, history in histories.items()}
+own_kl = {name: values(history, "kl_sequence_own")[-1] for name, history in histories.items()}
+for name in NAMES:
+    print(f"{NAMES[name]:10} KL: own prompt {own_kl[name]:.2f}, empty prompt {seed_kl[name]:.2f}")
+
+# %% [markdown]
+# TWO
+#
+# ## 5. The rule changes
+#
+# `Continual` puts tasks one after the other in one run. After half of the updates every sign has
+# another meaning: `@` is now the larger, `#` the sum and `&` the difference. Nobody is told. The
+# prompts and the weights are what they were.
+
+# %%
+EACH = 2 if FAST else 24
+new_rule = dataclasses.replace(task, meanings=">+-")
+switch = dataclasses.replace(
+    fast_slow,
+    task=Continual((task, new_rule), updates=EACH),
+    train=dataclasses.replace(
+        fast_slow.train, steps=2 * EACH, eval_every=min(3, EACH), checkpoint_every=2 * EACH
+    ),
+)
+switched = {}
+for name in NAMES:
+    result = train_fast_slow(arm(switch, name), Path(folder.name) / f"{name}_switch", quiet=True)
+    switched[name] = [line for line in result.history if "validation/accuracy_own" in line]
+
+figure, ax = plt.subplots(figsize=(6.4, 3.2), layout="constrained")
+for (name, history), (colour, dash) in zip(switched.items(), fw.plot.LINES, strict=False):
+    updates = [line["updates"] for line in history]
+    accuracy = 100 * values(history, "accuracy_own")
+    ax.plot(updates, accuracy, dash, color=colour, marker=".", label=NAMES[name])
+ax.axvline(EACH, color="0.4", linewidth=0.8, linestyle=":")
+ax.set(xlabel="updates of the weights", ylabel="accuracy (%)", xlim=(0, None), ylim=(0, 100))
+ax.spines[["top", "right"]].set_visible(False)
+ax.legend(frameon=False)
+
+# %% [markdown]
+# The dotted line is the switch; the point on it is still of the old rule. Let us look at the one
+# evolution that comes right after it. The weights do not move in it.
+
+# %%
+switch_events = prompt_log.read(Path(folder.name) / "fst_switch")
+cycle = EACH // EVERY
+after_switch = [event for event in switch_events if event["cycle"] == cycle]
+for event in after_switch:
+    print(f"{event['kind']:10} {event['text']}")
+
+old_best = max(map(float, re.findall(r": ([\d.]+)", after_switch[0]["text"])))
+population = from_json(after_switch[-1]["population"])
+new_best = population.means.max()
+before = best_prompt(switch_events, after_switch[0]["tick"])
+print(f"\nbefore: {before}, best reward {old_best:.2f}")
+print(f"after:  {shown(population.best().components)}, best reward {new_best:.2f}")
+
+# %%
+print("accuracy on the rule of the time")
+print(f"updates  {'fast-slow':>9}  {'RL only':>9}   best prompt")
+for fst_line, rl_line in zip(switched["fst"], switched["rl"], strict=True):
+    pair = [100 * line["validation/accuracy_own"] for line in (fst_line, rl_line)]
+    prompt = best_prompt(switch_events, fst_line["step"])
+    mark = "  <- the rule changes" if fst_line["updates"] == EACH else ""
+    print(f"{fst_line['updates']:7}  {pair[0]:7.1f} %  {pair[1]:7.1f} %   {prompt}{mark}")
+
+# %% [markdown]
+# And the weights? Here are the trained weights of both runs under the empty prompt: what have they
+# themselves come to believe, of either rule?
+
+# %%
+believed = {}
+for name in NAMES:
+    run, _ = report.load(Path(folder.name) / f"{name}_switch")
+    stages = [switch.task.stage(number) for number in (0, 1)]
+    believed[name] = [report.two_by_two(run, stage)["trained_seed"] for stage in stages]
+    old, new = (100 * x for x in believed[name])
+    print(f"{NAMES[name]:10} empty prompt: old rule {old:5.1f} %, new rule {new:5.1f} %")
+
+# %% [markdown]
+# SWITCH
+#
+# ## What this notebook claims
+#
+# A notebook can go stale. This one is run in the library's tests, and these are its claims.
+
+# %%
+# the budget is counted; RL only has no evolutions, and its own prompt is the empty one
+assert histories["rl"][-1]["rollouts_fast"] == 0 < histories["fst"][-1]["rollouts_fast"]
+assert histories["rl"][-1]["rollouts_slow"] == histories["fst"][-1]["rollouts_slow"]
+assert own_kl["rl"] == seed_kl["rl"]
+assert tables["rl"]["base_seed"] == tables["rl"]["base_evolved"]
+assert tables["fst"]["base_seed"] == tables["rl"]["base_seed"]  # one base, one set of problems
+assert values(histories["fst"], "kl_sequence_own")[0] == 0  # a run starts from the base model
+
+folder.cleanup()
+print("all claims hold")
+
+# %% [markdown]
+# ## Go on
+#
+# - Another proposer: `proposer="blind"` edits at random. How much of the lead is left?
+# - Prompts only: `arm(fast_slow, "evolution")` never moves the weights. Where does it end?
+# - Come back: `Continual((task, new_rule, task), updates=EACH)`. What is left of the first time?
+# - Three tasks of different kinds, with a larger base model: `configs/fst_continual.py`.
+# - What is measured with several seeds: `docs/fast_slow.md`.
