@@ -8,15 +8,20 @@ import math
 import jax
 import jax.numpy as jnp
 import pytest
+from flax import nnx
 from jax.sharding import AbstractMesh, AxisType
 from support import ROOT
 
+from fastweights.fastslow.config import check as check_fast_slow
+from fastweights.fastslow.slow import make_update as policy_update
 from fastweights.hf import names
 from fastweights.hf.config import read_config, write_config
+from fastweights.models.decoder import Decoder
 from fastweights.models.decoder_mesh import path_name
 from fastweights.train.config import check
 from fastweights.train.mesh import AXES, state_shardings
-from fastweights.train.state import fresh_state
+from fastweights.train.optim import optimizer
+from fastweights.train.state import TrainState, fresh_state
 from fastweights.train.step import make_update
 
 #: parameters of the published model, and in its embedding and head; layers and hidden size
@@ -193,3 +198,50 @@ def test_an_update_keeps_every_shape(name, tensor):
     same = lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype)
     assert jax.tree.all(jax.tree.map(same, new, state))
     assert {"loss", "grad_norm", *(f"drift_{i}" for i in TTT_LAYERS)} <= scores.keys()
+
+
+QWEN3_8B = PUBLISHED_CONFIG["qwen3_4b_continual"] | {
+    "hidden_size": 4096,
+    "intermediate_size": 12288,
+    "num_attention_heads": 32,
+    "num_hidden_layers": 36,
+    "num_key_value_heads": 8,
+    "tie_word_embeddings": False,
+}
+
+
+def test_an_update_of_fast_slow_training_at_its_real_size():
+    """512 rollouts of 2,048 tokens each: shapes through loss, gradient and Adam."""
+    file = ROOT / "configs" / "fst_qwen3_8b.py"
+    spec = importlib.util.spec_from_file_location("fst_qwen3_8b", file)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.config
+    check_fast_slow(config)
+    model = jax.eval_shape(lambda: Decoder(read_config(QWEN3_8B), rngs=nnx.Rngs(0)))
+    # as published: 8.2 billion, 6.95 without the embeddings
+    assert count(model) == 8_190_735_360
+    assert count(model) - 2 * 151_936 * 4096 == 6_946_075_648
+    state = jax.eval_shape(
+        lambda model: TrainState(
+            jnp.zeros((), jnp.int32), model, optimizer(config.optim).init(model), jax.random.key(0)
+        ),
+        model,
+    )
+    rows, answer = config.rl.problems * config.rl.rollouts, config.task.answer_length
+    array = lambda dtype, *shape: jax.ShapeDtypeStruct(shape, dtype)
+    batch = {
+        "tokens": array(jnp.int32, rows, 512 + answer),
+        "at": array(jnp.int32, rows, answer),
+        "answers": array(jnp.int32, rows, answer),
+        "behaviour": array(jnp.float32, rows, answer),
+        "advantage": array(jnp.float32, rows),
+        "used": array(bool, rows, answer),
+        "there": array(bool, rows, answer),
+    }
+    after, scores = jax.eval_shape(policy_update(config.rl, config.optim), state, None, batch)
+    same = jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype), state, after)
+    assert all(jax.tree.leaves(same)) and scores["loss"].shape == ()
+    # what the config says it would take: weights, gradients and two moments
+    assert 16 * count(model) == pytest.approx(131e9, rel=0.01)

@@ -52,7 +52,7 @@ class Conventions:
     """
 
     meanings: str = "-<+"
-    steps: int = 4
+    steps: int = 2
     dense: bool = True
 
     #: see `HintedTask`
@@ -74,8 +74,8 @@ class Conventions:
         return self.steps + 1
 
     def easier(self) -> "Conventions":
-        """See `HintedTask`: chains of two steps."""
-        return dataclasses.replace(self, steps=min(self.steps, 2))
+        """See `HintedTask`: chains of one step."""
+        return dataclasses.replace(self, steps=1)
 
     def faults(self) -> list[str]:
         """See `HintedTask`."""

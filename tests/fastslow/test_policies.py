@@ -1,0 +1,65 @@
+"""Hugging Face checkpoints as policies of the two-speed loop, also one that learns as it reads."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from small import CONFIG as SMALL
+
+from fastweights import cli, hf
+from fastweights.fastslow import report
+from fastweights.fastslow.config import FastSlow
+from fastweights.fastslow.objective import PolicyGradient
+from fastweights.models.decoder import Decoder
+from fastweights.models.decoder_config import InPlaceTTT
+from fastweights.tasks import bytes_file
+from fastweights.tasks.maths import Maths
+from fastweights.tasks.prompted import Score
+from fastweights.train.config import Optim, Train
+
+pytest.importorskip("tokenizers", reason="needs tokenizers, the [hf] extra")
+#: prompts of some 30 bytes are three chunks
+TTT = InPlaceTTT(layers=(0, 1), chunk=8, lr=0.5)
+
+
+def graded(self, problem, answer):
+    value = (sum((answer + problem.query).encode()) % 17) / 16
+    return Score(value, value > 0.5, "some")
+
+
+@pytest.mark.parametrize("ttt", [None, TTT], ids=["qwen3", "in-place TTT"])
+def test_a_checkpoint_is_trained_by_policy_gradient(tmp_path, monkeypatch, capsys, ttt):
+    from flax import nnx
+
+    decoder = Decoder(dataclasses.replace(SMALL, ttt=ttt), rngs=nnx.Rngs(0))
+    hf.save(decoder, tmp_path / "base")
+    bytes_file.write(tmp_path / "base")
+    line = {"question": "1 + 2?", "answer": "1 + 2 is\n#### 3"}
+    (tmp_path / "maths.jsonl").write_text("".join(json.dumps(line) + "\n" for _ in range(12)))
+    path = str(tmp_path / "maths.jsonl")
+    config = FastSlow(
+        task=Maths(path, path, validation=4, answer_length=10),
+        base=str(tmp_path / "base"),
+        order="slow",
+        rl=PolicyGradient(problems=2, rollouts=4),
+        optim=Optim(lr=1e-2, clip=1.0),
+        train=Train(steps=2, eval_every=1, checkpoint_every=1, log_every=1),
+        evaluation=4,
+    )
+    monkeypatch.setattr(Maths, "verify", graded)
+    monkeypatch.setattr(cli, "load_config", lambda path: config)
+    run_dir = tmp_path / "run"
+    assert cli.main(["train", "some.py", "--run-dir", str(run_dir), "--quiet"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["updates"] == 2 and said["rollouts_slow"] == 2 * 2 * 4
+    # answers are drawn from what the update differentiates, the writes of the chunks included
+    lines = [json.loads(x) for x in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert all(x["train/off_policy"] < 1e-4 for x in lines if "train/off_policy" in x)
+    assert sum("train/off_policy" in x for x in lines) == 2
+    run, _ = report.load(run_dir)
+    before, after = (jax.tree.leaves(x) for x in (run.base.model, run.state.model))
+    moved = [not np.array_equal(a, b) for a, b in zip(before, after, strict=True)]
+    assert all(moved) and said["validation/kl_token_own"] > 0
+    assert run.state.model.config.ttt == ttt
