@@ -220,14 +220,16 @@ def table(runs: list[dict[str, Any]]) -> str:
     if level is not None:
         lines += ["", f"RL's peak: {100 * level:.1f} %, the mean of its seeds' best."]
     if pairs := matched(runs):
-        fewer, nearer = zip(*pairs, strict=True)
-        middle = lambda values: (
-            f"{statistics.median(values):.2g} ({min(values):.2g}-{max(values):.2g})"
+        middle = lambda name: (
+            f"{statistics.median(values := [getattr(x, name) for x in pairs]):.2g} "
+            f"({min(values):.2g}-{max(values):.2g})"
         )
         lines[-1] += (
-            f" To its own peak a seed of RL needs {middle(fewer)} times the rollouts that "
-            "fast-slow training with that seed needs to the same accuracy; the latter's divergence "
-            f"there is {middle(nearer)} of RL's, each under its own prompt."
+            f" To its own peak a seed of RL needs {middle('updates')} times the updates, "
+            f"{middle('rollouts')} times the rollouts and {middle('seconds')} times the seconds "
+            "that fast-slow training with that seed needs to the same accuracy; the latter's "
+            f"divergence there is {middle('divergence')} of RL's, each under its own prompt. "
+            "Medians and ranges over seeds."
         )
     return "\n".join(lines)
 
@@ -235,19 +237,29 @@ def table(runs: list[dict[str, Any]]) -> str:
 class Matched(NamedTuple):
     """RL only at its own peak, and fast-slow training with that seed at the same accuracy."""
 
-    rollouts: float  # RL's over those of fast-slow training
+    updates: float  # RL's over those of fast-slow training
+    rollouts: float
+    seconds: float
     divergence: float  # that of fast-slow training over RL's, each under its own prompt
 
 
 def matched(runs: list[dict[str, Any]]) -> list[Matched]:
     """For each seed that both arms have, and with which fast-slow training gets so far."""
     others, found = {r["seed"]: r for r in reported(runs, "fst")}, []
+
+    def first(run: dict[str, Any], accuracy: float) -> tuple[float, ...] | None:
+        names = ("updates", "seconds", "kl_sequence_own", "accuracy_own")
+        rows = zip(rollouts(run), *(column(run, name) for name in names), strict=True)
+        return next((row for row in rows if row[-1] >= accuracy), None)
+
     for run in reported(runs, "rl"):
         best = max(column(run, "accuracy_own"))
-        first = lambda r, best=best: next((p for p in points(r) if p[1] >= best), None)
-        mine, other = first(run), first(others[run["seed"]]) if run["seed"] in others else None
-        if mine and other:
-            found.append(Matched(mine[0] / other[0], other[2] / mine[2]))
+        mine = first(run, best)
+        other = first(others[run["seed"]], best) if run["seed"] in others else None
+        # at update 0 nothing has been spent yet
+        if mine and other and other[1]:
+            apart = other[3] / mine[3]
+            found.append(Matched(mine[1] / other[1], mine[0] / other[0], mine[2] / other[2], apart))
     return found
 
 

@@ -99,6 +99,9 @@ def test_costs_are_counted_to_what_rl_only_reaches(fst):
     )
     assert "| 64, 1 never |" in rows["rl"]
     assert "RL's peak: 37.5 %" in table
-    # 64 rollouts to 0.5, and to 0.25, against 96; 0.5 nats after one evaluation in every arm
-    assert fst.matched(runs) == [(64 / 96, 1.0), (64 / 96, 1.0)]
-    assert "0.67 (0.67-0.67) times" in table and "there is 1 (1-1) of RL's" in table
+    # 64 rollouts to 0.5, and to 0.25, against 96; all after one evaluation
+    assert fst.matched(runs) == [(1.0, 64 / 96, 1.0, 1.0)] * 2
+    assert "1 (1-1) times the updates, 0.67 (0.67-0.67) times the rollouts" in table
+    assert "divergence there is 1 (1-1) of RL's" in table
+    never = [r for r in runs if r["arm"] == "rl"] + [made(fst, "fst", 0, [0.0, 0.1, 0.1])]
+    assert fst.matched(never) == [] and "times the" not in fst.table(never)
