@@ -30,7 +30,7 @@
 # 4. ask which of the two channels knows what;
 # 5. change the rule in the middle of a run, and tell nobody.
 #
-# It takes a few minutes on a laptop's CPU.
+# It takes about five minutes on a laptop's CPU, most of them for the base model.
 
 # %%
 # %matplotlib inline
@@ -42,6 +42,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+from IPython.display import display
 
 import fastweights as fw
 from fastweights.fastslow import prompt_log, report
@@ -219,10 +220,19 @@ curves = {
     ]
     for name, history in histories.items()
 }
-figure = fw.plot.fast_slow(curves, f"prompts by {Inductive.description}")
+display(fw.plot.fast_slow(curves, f"prompts by {Inductive.description}"))
 
 # %% [markdown]
-# PICTURE
+# One evolution writes down the rule, and accuracy jumps. The weights then only have to get better
+# at following it. RL only has to find the rule in rewards, one small push at a time: after all its
+# updates it is not where fast-slow training was after the first six.
+#
+# The right panel is the other half of the story. RL only pays for every point of accuracy with
+# distance from the base model. Fast-slow training stays near it, under its own prompt: the prompt
+# has done most of the work, and a model that follows its prompt need not change much.
+#
+# This is one seed, one small world, and a helpful proposer. RL has not come to its end either: in
+# a run of 36 updates it had 52 %. With a learning rate of 3e-3 it learned nothing.
 #
 # ## 4. Which channel knows what
 #
@@ -247,13 +257,26 @@ for name in NAMES:
     print(f"{NAMES[name]:10} KL: own prompt {own_kl[name]:.2f}, empty prompt {seed_kl[name]:.2f}")
 
 # %% [markdown]
-# TWO
+# Read the first table by its corners. The base model with the evolved prompt is what the **fast**
+# channel knows. The trained weights with the empty prompt are what the **slow** channel knows. Both
+# together are best: the weights have become better readers of the prompt, and know little of the
+# rule without it.
+#
+# With RL only the two columns are the same, since there is no other prompt. All that it knows is in
+# its weights.
+#
+# The last lines are a warning. Fast-slow training is near the base model under the prompt that it
+# uses. Under the empty prompt it is even further away than RL only. Prompts that say little are
+# among the four too, and answers under them move the weights.
 #
 # ## 5. The rule changes
 #
 # `Continual` puts tasks one after the other in one run. After half of the updates every sign has
 # another meaning: `@` is now the larger, `#` the sum and `&` the difference. Nobody is told. The
 # prompts and the weights are what they were.
+#
+# Each run has a learning rate of its own here. Fast-slow training needs less from its weights, and
+# gets a third of the rate. RL only learns next to nothing in this time with that, and keeps 1e-3.
 
 # %%
 EACH = 2 if FAST else 24
@@ -323,7 +346,18 @@ for name in NAMES:
     print(f"{NAMES[name]:10} empty prompt: old rule {old:5.1f} %, new rule {new:5.1f} %")
 
 # %% [markdown]
-# SWITCH
+# The prompts follow the rule. Number 3, which states the old rule in full, is now worth less than
+# the empty prompt; the best of the four is number 1, and not by much. The first evolution finds the
+# meaning of two signs, the next one that of the third. The weights stand still in both.
+#
+# The weights do not follow. Those of RL only still answer by the old rule when they are right at
+# all, and after as many updates have next to nothing of the new one. Those of fast-slow training
+# know neither rule: the old one was only ever in the prompt, and nothing has to be unlearned. That
+# is the reason for two speeds. What changes should be where it is easily changed.
+#
+# It is not free. Weights that have moved far under one prompt read the next one less well. When we
+# gave fast-slow training the rate of 1e-3 here too, it was better before the switch, 91 %, and
+# worse after it: 57 %, 31 % and 52 % after 36, 42 and 48 updates.
 #
 # ## What this notebook claims
 #
