@@ -126,11 +126,14 @@ def points(run: dict[str, Any]) -> list[tuple[float, float, float]]:
 
 
 def best_rate(runs: list[dict[str, Any]], name: str) -> float | None:
-    """The learning rate of an arm in the sweep: largest mean accuracy over its evaluations."""
+    """The learning rate of an arm in the sweep: largest mean accuracy over its evaluations.
+
+    Other proposers than the one swept with run at its rate.
+    """
     found = {
         r["lr"]: statistics.fmean(column(r, "accuracy_own"))
         for r in runs
-        if r["arm"] == name and r["seed"] == SWEEP_SEED
+        if (r["arm"], r["seed"], r["proposer"]) == (name, SWEEP_SEED, "inductive")
     }
     return max(found, key=lambda lr: found[lr]) if found else None
 
@@ -176,10 +179,23 @@ def peak(runs: list[dict[str, Any]]) -> float | None:
     return statistics.fmean(best) if best else None
 
 
-def rollouts_to(run: dict[str, Any], accuracy: float | None) -> float | None:
-    """Rollouts at the first evaluation with such an accuracy, None if there is none."""
-    pairs = zip(rollouts(run), column(run, "accuracy_own"), strict=True)
-    return next((x for x, y in pairs if accuracy is not None and y >= accuracy), None)
+class Arrival(NamedTuple):
+    """What a run had used, and how far it was, at the first evaluation with some accuracy."""
+
+    updates: float
+    rollouts: float
+    seconds: float
+    divergence: float  # nats an answer, under its own prompt
+
+
+def arrival(run: dict[str, Any], accuracy: float | None) -> Arrival | None:
+    """See `Arrival`; None if it never has that accuracy, or nobody has said which."""
+    updates, seconds, apart, reached = (
+        column(run, name) for name in ("updates", "seconds", "kl_sequence_own", "accuracy_own")
+    )
+    rows = zip(updates, rollouts(run), seconds, apart, reached, strict=True)
+    found = (Arrival(*row) for *row, y in rows if accuracy is not None and y >= accuracy)
+    return next(found, None)
 
 
 def table(runs: list[dict[str, Any]]) -> str:
@@ -210,7 +226,7 @@ def table(runs: list[dict[str, Any]]) -> str:
             str(len(mine)),
             spread(last("accuracy_own")),
             f"{statistics.fmean(rollouts(r)[-1] for r in mine):,.0f}",
-            there([rollouts_to(r, level) for r in mine]),
+            there([at and at.rollouts for at in (arrival(r, level) for r in mine)]),
             f"{statistics.fmean(last('kl_sequence_own')):.2f}",
             f"{statistics.fmean(last('kl_sequence_seed')):.2f}",
             pair("seed"),
@@ -234,32 +250,20 @@ def table(runs: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-class Matched(NamedTuple):
-    """RL only at its own peak, and fast-slow training with that seed at the same accuracy."""
+def matched(runs: list[dict[str, Any]]) -> list[Arrival]:
+    """RL only at its own peak against fast-slow training with that seed at the same accuracy.
 
-    updates: float  # RL's over those of fast-slow training
-    rollouts: float
-    seconds: float
-    divergence: float  # that of fast-slow training over RL's, each under its own prompt
-
-
-def matched(runs: list[dict[str, Any]]) -> list[Matched]:
-    """For each seed that both arms have, and with which fast-slow training gets so far."""
+    What RL has used over what the other has; and the other's divergence over RL's.
+    """
     others, found = {r["seed"]: r for r in reported(runs, "fst")}, []
-
-    def first(run: dict[str, Any], accuracy: float) -> tuple[float, ...] | None:
-        names = ("updates", "seconds", "kl_sequence_own", "accuracy_own")
-        rows = zip(rollouts(run), *(column(run, name) for name in names), strict=True)
-        return next((row for row in rows if row[-1] >= accuracy), None)
-
     for run in reported(runs, "rl"):
         best = max(column(run, "accuracy_own"))
-        mine = first(run, best)
-        other = first(others[run["seed"]], best) if run["seed"] in others else None
-        # at update 0 nothing has been spent yet
-        if mine and other and other[1]:
-            apart = other[3] / mine[3]
-            found.append(Matched(mine[1] / other[1], mine[0] / other[0], mine[2] / other[2], apart))
+        mine = arrival(run, best)
+        other = arrival(others[run["seed"]], best) if run["seed"] in others else None
+        # at update 0 nothing has been used yet
+        if mine and other and other.updates:
+            used = (a / b for a, b in zip(mine[:3], other[:3], strict=True))
+            found.append(Arrival(*used, other.divergence / mine.divergence))
     return found
 
 
@@ -280,16 +284,20 @@ def spread(values: list[float]) -> str:
 
 def key_of(run: dict[str, Any]) -> tuple[Any, ...]:
     """What sets a run of the JSON apart."""
-    return tuple(run[k] for k in ("arm", "lr", "seed", "updates", "proposer", "base"))
+    return tuple(run[k] for k in ("arm", "lr", "seed", "proposer"))
 
 
 def main(options: Options) -> None:
     """Run what is missing, save after each, print the table."""
     base = base_config(options)
     out = options.out or (options.runs if options.quick else RESULTS) / f"fst_{options.task}.json"
-    # runs from a base with other numbers are another experiment
     origin = fingerprint(pretrained.load(options.base).model)[:12]
     read = lambda: json.loads(out.read_text())["runs"] if out.exists() else []
+    if others := {(x["updates"], x["base"]) for x in read()} - {(base.train.steps, origin)}:
+        raise SystemExit(
+            f"{out} has runs of another experiment: (updates, base model) {sorted(others)[0]} "
+            f"where this has {(base.train.steps, origin)}; give another --out"
+        )
     for name, lr, seed in wanted(options, possible(base), read()):
         config = arm(base, name)
         optim = dataclasses.replace(config.optim, lr=lr)

@@ -172,6 +172,8 @@ def draw_books() -> None:
     from fastweights import plot
 
     runs = load("books")["runs"]
+    if len({run["arm"] for run in runs}) < 2:
+        return  # nothing to compare
     figure = Figure(figsize=(11, 3.6), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
     plot.context_curves(left, books.position_curves(runs), "nats a byte")

@@ -187,12 +187,6 @@ for event in events:
 
 
 # %%
-def best_prompt(events, done):
-    """The best prompt after so many ticks; empty before the first evolution."""
-    kept = [e for e in events if e["kind"] == "kept" and e["tick"] <= done]
-    return shown(from_json(kept[-1]["population"]).best().components) if kept else "(empty)"
-
-
 def rollouts(line):
     return line["rollouts_slow"] + line["rollouts_fast"]
 
@@ -209,7 +203,7 @@ def cells(line):
 print(f"{'':7} {'fast-slow':^25}   {'RL only':^25}")
 print(f"updates {'rollouts accuracy     KL':25}   {'rollouts accuracy     KL':25}   best prompt")
 for fst_line, rl_line in zip(histories["fst"], histories["rl"], strict=True):
-    prompt = best_prompt(events, fst_line["step"])
+    prompt = shown(prompt_log.best_prompt(events, fst_line["step"]) or {})
     print(f"{fst_line['updates']:7} {cells(fst_line):25}   {cells(rl_line):25}   {prompt}")
 
 # %%
@@ -319,8 +313,8 @@ for event in after_switch:
 old_best = max(map(float, re.findall(r": ([\d.]+)", after_switch[0]["text"])))
 population = from_json(after_switch[-1]["population"])
 new_best = population.means.max()
-before = best_prompt(switch_events, after_switch[0]["tick"])
-print(f"\nbefore: {before}, best reward {old_best:.2f}")
+before = prompt_log.best_prompt(switch_events, after_switch[0]["tick"])
+print(f"\nbefore: {shown(before)}, best reward {old_best:.2f}")
 print(f"after:  {shown(population.best().components)}, best reward {new_best:.2f}")
 
 # %%
@@ -328,7 +322,7 @@ print(f"{'':7}  {'fast-slow':^17}  {'RL only':^17}")
 print(f"updates  {'accuracy       KL':17}  {'accuracy       KL':17}  best prompt")
 for fst_line, rl_line in zip(switched["fst"], switched["rl"], strict=True):
     row = [cells(line)[len("rollouts") :] for line in (fst_line, rl_line)]
-    prompt = best_prompt(switch_events, fst_line["step"])
+    prompt = shown(prompt_log.best_prompt(switch_events, fst_line["step"]) or {})
     mark = "  <- the rule changes" if fst_line["updates"] == EACH else ""
     print(f"{fst_line['updates']:7} {row[0]:17} {row[1]:17}   {prompt}{mark}")
 

@@ -2,6 +2,8 @@
 
 import dataclasses
 import importlib
+import json
+from types import SimpleNamespace
 
 import pytest
 from support import ROOT
@@ -46,6 +48,7 @@ def test_the_best_rate_is_the_sweeps(fst):
         # neither another seed nor another arm counts
         made(fst, "rl", 0, [0.0, 1.0, 1.0], lr=1e-3),
         made(fst, "fst", sweep, [0.0, 1.0, 1.0], lr=1e-3),
+        made(fst, "rl", sweep, [0.0, 1.0, 1.0], lr=1e-3, proposer="self"),
     ]
     assert fst.best_rate(runs, "rl") == 3e-4
     assert fst.best_rate(runs, "fst") == 1e-3
@@ -88,7 +91,8 @@ def test_costs_are_counted_to_what_rl_only_reaches(fst):
     ]
     assert fst.peak(runs) == 0.375
     assert fst.rollouts(runs[3]) == [0, 96, 192]
-    assert fst.rollouts_to(runs[3], 0.375) == 96 and fst.rollouts_to(runs[5], 0.375) is None
+    assert fst.arrival(runs[3], 0.375) == (6, 96, 1.0, 0.5)
+    assert fst.arrival(runs[5], 0.375) is None and fst.arrival(runs[3], None) is None
     table = fst.table(runs)
     rows = {line.split(" | ")[0].strip("| "): line for line in table.splitlines() if "%" in line}
     assert "| 62.5 % (12-100) | 192 | 144, 1 never | 1.00 | 1.20 |" in rows["fst"]
@@ -105,3 +109,18 @@ def test_costs_are_counted_to_what_rl_only_reaches(fst):
     assert "divergence there is 1 (1-1) of RL's" in table
     never = [r for r in runs if r["arm"] == "rl"] + [made(fst, "fst", 0, [0.0, 0.1, 0.1])]
     assert fst.matched(never) == [] and "times the" not in fst.table(never)
+
+
+def test_runs_of_two_experiments_are_not_put_in_one_table(fst, monkeypatch, tmp_path):
+    """Another base model, or another length: the file would compare what cannot be compared."""
+    monkeypatch.setattr(fst.pretrained, "load", lambda path: SimpleNamespace(model=None))
+    monkeypatch.setattr(fst, "fingerprint", lambda model: "1" * 64)
+    monkeypatch.setattr(fst, "train_fast_slow", None)  # nothing is run
+    out = tmp_path / "some.json"
+    out.write_text(json.dumps({"runs": [made(fst, "fst", 0, [0.0, 0.5], lr=1e-4)]}))
+    with pytest.raises(SystemExit, match="another experiment"):
+        fst.main(fst.Options(arms=("fst",), seeds=1, updates=6, out=out))
+    monkeypatch.setattr(fst, "fingerprint", lambda model: "0" * 64)
+    fst.main(fst.Options(arms=("fst",), seeds=1, updates=6, out=out))  # this one is done
+    with pytest.raises(SystemExit, match="another experiment"):
+        fst.main(fst.Options(arms=("fst",), seeds=1, updates=12, out=out))

@@ -10,7 +10,7 @@ from fastweights.fastslow.base_model import base_config
 from fastweights.fastslow.config import FastSlow, arm
 from fastweights.fastslow.edits import Inductive
 from fastweights.fastslow.loop import shown, train_fast_slow
-from fastweights.fastslow.population import from_json
+from fastweights.fastslow.prompt_log import best_prompt
 from fastweights.fastslow.prompt_log import read as read_prompts
 from fastweights.tasks.programs import Programs
 from fastweights.train import train
@@ -86,8 +86,7 @@ def side_by_side(found: dict[str, list[dict[str, Any]]], events: list[dict[str, 
         return f"{used:8,d}  {accuracy:6.1f} %  {line['validation/kl_sequence_own']:6.2f}  "
 
     for a, b in zip(fast, slow, strict=True):
-        kept = [e for e in events if e["tick"] <= a["step"] and e["kind"] == "kept"]
-        prompt = shown(from_json(kept[-1]["population"]).best().components) if kept else "(empty)"
+        prompt = shown(best_prompt(events, a["step"]) or {})
         lines.append(f"{a['updates']:7d}  {cells(a):28s}  {cells(b):28s}  {prompt}")
     return "\n".join(lines)
 

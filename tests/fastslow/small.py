@@ -8,6 +8,7 @@ from flax import nnx
 from fastweights.models.decoder import Decoder
 from fastweights.models.decoder_config import DecoderConfig
 from fastweights.pretrained import Pretrained
+from fastweights.tasks.prompted import Score
 from fastweights.tasks.text_tokens import Bytes
 
 CONFIG = DecoderConfig(
@@ -29,6 +30,35 @@ CONFIG = DecoderConfig(
 def model(seed=0):
     """Random weights, far from uniform in what they predict."""
     return jax.jit(lambda: Decoder(CONFIG, rngs=nnx.Rngs(seed)))()
+
+
+def graded(self, problem, answer):
+    """A reward that a random model gets a part of, so that weights and prompts do move."""
+    value = (sum((answer + problem.query).encode()) % 17) / 16
+    return Score(value, value > 0.5, "some")
+
+
+def stopping(patch, loop, ticks, names=("evolve", "update")):
+    """Let a run of `loop` be asked to stop when so many of these ticks are done."""
+    done = []
+
+    class Stop:
+        @property
+        def name(self):
+            return "SIGTERM" if len(done) >= ticks else ""
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+    def counted(action):
+        return lambda *given: (done.append(1), action(*given))[1]
+
+    patch.setattr(loop, "StopRequest", Stop)
+    for name in names:
+        patch.setattr(loop, name, counted(getattr(loop, name)))
 
 
 def base(seed=0):

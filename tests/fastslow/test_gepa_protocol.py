@@ -4,6 +4,7 @@ import json
 import math
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from small import base
 
@@ -180,7 +181,7 @@ def test_texts_by_the_adapter_or_a_proposer():
 def test_scores_that_are_none_and_systems_that_cannot_work():
     class Odd(Colours):
         def evaluate(self, batch, candidate, capture_traces=False):
-            scores = [math.nan if word == "red" else 0.5 for word in batch]
+            scores = [math.nan if word == "red" else np.float32(0.5) for word in batch]
             return SimpleNamespace(outputs=list(batch), scores=scores, trajectories=list(batch))
 
     system = Adapted(Odd(), WORDS, {"list": "none"}, proposer=lambda *given: {})

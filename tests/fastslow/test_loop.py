@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from small import base
+from small import base, graded, stopping
 
 from fastweights import cli, pretrained
 from fastweights.errors import CheckpointError, ConfigError, Preempted
@@ -22,7 +22,6 @@ from fastweights.fastslow.rollouts import Sampler
 from fastweights.tasks.continual import Continual
 from fastweights.tasks.conventions import Conventions
 from fastweights.tasks.programs import Programs
-from fastweights.tasks.prompted import Score
 from fastweights.train.config import Optim, Train, from_json, to_json
 
 CONFIG = FastSlow(
@@ -36,12 +35,6 @@ CONFIG = FastSlow(
     train=Train(steps=4, eval_every=2, checkpoint_every=1, log_every=1, keep_last=50),
     evaluation=4,
 )
-
-
-def graded(self, problem, answer):
-    """A reward that a random model gets a part of, so that weights and prompts do move."""
-    value = (sum((answer + problem.query).encode()) % 17) / 16
-    return Score(value, value > 0.5, "some")
 
 
 def prepare(patch):
@@ -129,28 +122,8 @@ def test_a_run_stopped_anywhere_goes_on_as_if_it_had_not(
     tmp_path, monkeypatch, uninterrupted, stop
 ):
     """Ticks 1 to 3 are within the first evolution, 5 within the cycle, 7 in the next evolution."""
-    done = []
-
-    class Stop:
-        """Asks to stop when so many ticks are done."""
-
-        @property
-        def name(self):
-            return "SIGTERM" if len(done) >= stop else ""
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            pass
-
-    def counted(action):
-        return lambda *given: (done.append(1), action(*given))[1]
-
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "StopRequest", Stop)
-        patch.setattr(loop, "evolve", counted(loop.evolve))
-        patch.setattr(loop, "update", counted(loop.update))
+        stopping(patch, loop, stop)
         with pytest.raises(Preempted):
             loop.train_fast_slow(CONFIG, tmp_path / "run", quiet=True)
     leaves, history, events = finished(tmp_path / "run")

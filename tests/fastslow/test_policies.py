@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 from small import CONFIG as SMALL
+from small import graded
 
 from fastweights import cli, hf
 from fastweights.fastslow import report
@@ -16,17 +17,11 @@ from fastweights.models.decoder import Decoder
 from fastweights.models.decoder_config import InPlaceTTT
 from fastweights.tasks import bytes_file
 from fastweights.tasks.maths import Maths
-from fastweights.tasks.prompted import Score
 from fastweights.train.config import Optim, Train
 
 pytest.importorskip("tokenizers", reason="needs tokenizers, the [hf] extra")
 #: prompts of some 30 bytes are three chunks
 TTT = InPlaceTTT(layers=(0, 1), chunk=8, lr=0.5)
-
-
-def graded(self, problem, answer):
-    value = (sum((answer + problem.query).encode()) % 17) / 16
-    return Score(value, value > 0.5, "some")
 
 
 @pytest.mark.parametrize("ttt", [None, TTT], ids=["qwen3", "in-place TTT"])

@@ -87,7 +87,7 @@ def test_what_cannot_work_is_told(files):
     assert not task(files).faults()
     bad = Maths("", "", validation=0, template="{question}", instructions="x" * 9000)
     said = " ".join(bad.faults())
-    for word in ("train is", "test is", "validation", "{instructions}", "9000 characters"):
+    for word in ("train is", "test is", "validation", "{instructions}", "instructions has 9000"):
         assert word in said
     assert task(files).prompt_problems({"other": ""}) and task(files).prompt_problems(
         {"instructions": "x" * 8001}

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 from fastweights.errors import ConfigError
 from fastweights.fastslow.evolution import Evolution
 from fastweights.fastslow.objective import PolicyGradient
-from fastweights.fastslow.remote.reflection import Reflection, RemoteModel
+from fastweights.fastslow.remote.reflection import RemoteModel, endpoint
 from fastweights.tasks.continual import Continual
 from fastweights.tasks.conventions import Conventions
 from fastweights.tasks.maths import Maths
@@ -58,6 +58,11 @@ class FastSlow:
     train: Train = Train(steps=120, eval_every=6, checkpoint_every=30, log_every=6)
     evaluation: int = 128
     seed: int = 0
+
+    @property
+    def asks_remote(self) -> bool:
+        """Whether a model on a server is asked at all."""
+        return self.proposer == "remote" and self.order != "slow"
 
 
 class Tick(NamedTuple):
@@ -176,8 +181,8 @@ def check(config: FastSlow) -> None:
             "this config cannot run:" + "".join(f"\n  - {text}" for text in found),
             next="change the values above; `fastweights train CONFIG --help` lists them all",
         )
-    if config.proposer == "remote":
-        Reflection(config.remote, None)
+    if config.asks_remote:
+        endpoint(config.remote, {})
 
 
 def needs_hints(config: FastSlow) -> list[str]:

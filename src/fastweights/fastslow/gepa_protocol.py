@@ -212,8 +212,11 @@ class Adapted:
 
 
 def outcome(score: Any) -> Outcome:
-    """A score of an adapter; one that is no finite number is no score."""
-    value = float(score) if isinstance(score, int | float) else math.nan
+    """A score of an adapter, on whatever scale; one that is no finite number is no score."""
+    try:
+        value = float(score)  # NumPy's and JAX's numbers too
+    except (TypeError, ValueError):
+        value = math.nan
     return Score(value, value >= 1.0) if math.isfinite(value) else Unscorable(f"score {score!r}")
 
 

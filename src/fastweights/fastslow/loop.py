@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fastweights import pretrained
-from fastweights.errors import CheckpointError, ConfigError, DataError, NumericalError
+from fastweights.errors import CheckpointError, ConfigError, FastWeightsError, NumericalError
 from fastweights.fastslow import population as prompts
 from fastweights.fastslow.config import FastSlow, Tick, check, timeline
 from fastweights.fastslow.evaluation import divergence, held_out, score
@@ -25,7 +25,6 @@ from fastweights.fastslow.population import Candidate, Population
 from fastweights.fastslow.prompt_log import PromptLog
 from fastweights.fastslow.propose import Proposer
 from fastweights.fastslow.proposers import make_proposer
-from fastweights.fastslow.remote.ledger import BudgetError
 from fastweights.fastslow.remote.reflection import Reflection, changeable
 from fastweights.fastslow.rollouts import Sampler
 from fastweights.fastslow.seeds import seed_of
@@ -248,7 +247,7 @@ def train_fast_slow(config: FastSlow, run_dir: str | Path, *, quiet: bool = Fals
         Checkpoints(directory / "checkpoints", keep_last=plan.keep_last, report=warn) as saves,
     ):
         start = restore(run, saves, base, directory)
-        if config.proposer == "remote":
+        if config.asks_remote:
             run.reflection = Reflection(config.remote, directory, run.reflected)
         if start >= len(ticks):
             progress.note(f"nothing to do: the run has {start} ticks and its config {len(ticks)}")
@@ -304,10 +303,10 @@ def train_fast_slow(config: FastSlow, run_dir: str | Path, *, quiet: bool = Fals
                 else:
                     try:
                         event = evolve(run, at)
-                    except (BudgetError, DataError):
-                        # a limit, or a transcript that ends: what came before it is not lost
-                        assert run.reflection
-                        run.reflected = run.reflection.broken_off(run.reflected)
+                    except FastWeightsError:
+                        # a limit, a transcript that ends, a file: what came before is not lost
+                        if run.reflection:
+                            run.reflected = run.reflection.broken_off(run.reflected)
                         save(number)
                         saves.wait()
                         raise

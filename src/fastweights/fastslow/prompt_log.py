@@ -36,6 +36,14 @@ class PromptLog:
         self._file.close()
 
 
+def best_prompt(events: list[dict], ticks: int) -> dict[str, str] | None:
+    """The best prompt of the last population kept in so many ticks, None before any was."""
+    kept = [x for x in events if x["kind"] == "kept" and x["tick"] <= ticks]
+    if not kept:
+        return None
+    return dict(prompts.from_json(kept[-1]["population"]).best().components)
+
+
 def read(run_dir: Path) -> list[dict]:
     """The lines of a run so far; a last line cut off by a kill is left out."""
     path, lines = run_dir / "prompts.jsonl", []

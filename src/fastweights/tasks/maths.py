@@ -113,7 +113,8 @@ class Maths:
         if set(prompt) != {"instructions"}:
             return [f"the component is instructions, not {', '.join(prompt)}"]
         size = len(prompt["instructions"])
-        return [f"{size} characters, and {self.longest} is the most"] if size > self.longest else []
+        said = f"instructions has {size} characters; {self.longest} is the most"
+        return [said] if size > self.longest else []
 
 
 def number(text: str) -> decimal.Decimal | None:

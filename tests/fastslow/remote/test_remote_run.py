@@ -3,21 +3,18 @@
 import dataclasses
 import json
 import re
-import sys
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from _chat_server import reply, serving
-from small import base
+from fastslow.small import base, graded, stopping
 
 from fastweights import cli, pretrained
 from fastweights.errors import ConfigError, DataError, Preempted
 from fastweights.fastslow import loop
-from fastweights.fastslow.config import FastSlow, check
+from fastweights.fastslow.config import FastSlow, arm, check
 from fastweights.fastslow.evolution import Evolution
 from fastweights.fastslow.objective import PolicyGradient
 from fastweights.fastslow.prompt_log import read as read_prompts
@@ -25,7 +22,6 @@ from fastweights.fastslow.remote.ledger import BudgetError, Limits
 from fastweights.fastslow.remote.reflection import FILE, RemoteModel
 from fastweights.tasks.maths import Maths
 from fastweights.tasks.programs import Programs
-from fastweights.tasks.prompted import Score
 from fastweights.train.config import Optim, Train, from_json, to_json
 
 CONFIG = FastSlow(
@@ -48,11 +44,6 @@ def fence(text):
 
 #: the second needs a repair; the fifth is none at all, twice
 ACTS = (fence("i"), fence("zzzz"), fence("n"), fence("w"), b"{", b"{", *map(fence, "rtinwrtinw"))
-
-
-def graded(self, problem, answer):
-    value = (sum((answer + problem.query).encode()) % 17) / 16
-    return Score(value, value > 0.5, "some")
 
 
 @pytest.fixture(autouse=True)
@@ -110,24 +101,9 @@ def test_prompts_come_from_the_server_and_all_of_it_is_counted(whole):
 
 @pytest.mark.parametrize("stop", [2, 3, 6])
 def test_a_run_stopped_among_proposals_asks_for_nothing_twice(tmp_path, monkeypatch, whole, stop):
-    done = []
-
-    class Stop:
-        @property
-        def name(self):
-            return "SIGTERM" if len(done) >= stop else ""
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            pass
-
-    tick = loop.evolve
     with serving(*ACTS) as server:
         with monkeypatch.context() as patch:
-            patch.setattr(loop, "StopRequest", Stop)
-            patch.setattr(loop, "evolve", lambda *given: (done.append(1), tick(*given))[1])
+            stopping(patch, loop, stop, ["evolve"])
             with pytest.raises(Preempted):
                 loop.train_fast_slow(remote(server), tmp_path / "run", quiet=True)
         end = finished(remote(server), tmp_path / "run")
@@ -179,6 +155,8 @@ def test_what_cannot_work_is_told_before_anything_is_loaded(monkeypatch):
         with pytest.raises(ConfigError, match=said):
             check(change(**fields))
     assert from_json(json.loads(json.dumps(to_json(change()))), FastSlow) == change()
+    # RL only asks nobody
+    check(arm(change(base_url=""), "rl"))
 
 
 def test_the_command_line_names_the_server(tmp_path, monkeypatch, capsys):

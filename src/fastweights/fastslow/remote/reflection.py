@@ -64,12 +64,38 @@ def changeable(name: str) -> bool:
     return first == "remote" and rest.split(".")[0] in also
 
 
+def endpoint(config: RemoteModel, used: Mapping[str, Any]) -> Endpoint:
+    """The server that a config names, with a ledger that goes on from `used`; nothing is asked.
+
+    Raises:
+        ConfigError: settings that cannot work.
+    """
+    for name in ("base_url", "model"):
+        if not getattr(config, name):
+            raise ConfigError(
+                f'proposer "remote" needs remote.{name}',
+                where=f"remote.{name}",
+                next=f"--remote.{name.replace('_', '-')} ...",
+            )
+    if config.replay is not None and not Path(config.replay).is_file():
+        raise ConfigError("there is no transcript to replay", where=config.replay)
+    return Endpoint(
+        base_url=config.base_url,
+        model=config.model,
+        api_key_env=None if config.replay else config.api_key_env,
+        max_tokens=config.max_tokens,
+        temperature=config.temperature,
+        patience=config.patience,
+        ledger=Ledger.from_json(used, config.prices, config.limits),
+    )
+
+
 class Reflection:
     """The remote model of a run, with its ledger and its transcript.
 
     Args:
         config: which model.
-        directory: of the run; None keeps no transcript, and only checks the settings.
+        directory: of the run.
         state: what `to_json` gave, None at the start.
 
     Raises:
@@ -78,34 +104,18 @@ class Reflection:
     """
 
     def __init__(
-        self, config: RemoteModel, directory: Path | None, state: Mapping[str, Any] | None = None
+        self, config: RemoteModel, directory: Path, state: Mapping[str, Any] | None = None
     ):
-        for name in ("base_url", "model"):
-            if not getattr(config, name):
-                raise ConfigError(
-                    f'proposer "remote" needs remote.{name}',
-                    where=f"remote.{name}",
-                    next=f"--remote.{name.replace('_', '-')} ...",
-                )
+        state = state or {"position": 0, "used": {}}
         self.config = config
-        used = (state or {}).get("used", {})
-        self.ledger = Ledger.from_json(used, config.prices, config.limits)
-        endpoint = Endpoint(
-            base_url=config.base_url,
-            model=config.model,
-            api_key_env=None if config.replay else config.api_key_env,
-            max_tokens=config.max_tokens,
-            temperature=config.temperature,
-            patience=config.patience,
-            ledger=self.ledger,
-        )
-        if config.replay is not None and not Path(config.replay).is_file():
-            raise ConfigError("there is no transcript to replay", where=config.replay)
-        self.transcript = directory and Transcript(
+        server = endpoint(config, state["used"])
+        assert server.ledger is not None
+        self.ledger = server.ledger
+        self.transcript = Transcript(
             Path(config.replay) if config.replay else directory / FILE,
-            None if config.replay else endpoint,
-            settings=endpoint.settings,
-            position=(state or {}).get("position", 0),
+            None if config.replay else server,
+            settings=server.settings,
+            position=state["position"],
             mode="replay" if config.replay else "record",
             ledger=self.ledger,
             report=warn,
@@ -113,7 +123,6 @@ class Reflection:
 
     def proposer(self, task: PromptedTask) -> Reflective:
         """What proposes prompts of a task."""
-        assert self.transcript
         return Reflective(
             self.transcript,
             model=self.config.model,
@@ -126,15 +135,13 @@ class Reflection:
 
     def to_json(self) -> dict[str, Any]:
         """The state, as JSON data: answers used, and what they cost."""
-        assert self.transcript
         return {"position": self.transcript.position, "used": self.ledger.to_json()}
 
     def broken_off(self, state: Mapping[str, Any] | None) -> dict[str, Any]:
         """A state from before a request that a limit broke off, with what that request has used."""
-        used = Ledger.from_json((state or {}).get("used", {})).total
-        assert self.transcript
-        used += self.transcript.unrecorded
-        return {"position": (state or {}).get("position", 0), "used": dataclasses.asdict(used)}
+        state = state or {"position": 0, "used": {}}
+        used = Ledger.from_json(state["used"]).total + self.transcript.unrecorded
+        return {"position": state["position"], "used": dataclasses.asdict(used)}
 
     def measures(self) -> dict[str, float]:
         """What has been used, for the metrics."""

@@ -125,6 +125,12 @@ class Transcript:
             text = self.path.read_bytes()
         except FileNotFoundError:
             return []
+        except OSError as error:
+            raise DataError(
+                f"the transcript cannot be read: {error}",
+                where=str(self.path),
+                next="make it a file that can be read",
+            ) from None
         *whole, torn = text.split(b"\n")
         if torn:
             self._report(f"{self.path}: dropped line {len(whole) + 1}, which was not written whole")
