@@ -61,6 +61,7 @@ config = dataclasses.replace(
     title="MNIST in glimpses, table 2",
     units=UNITS,
     grid=(optim(1e-3), optim(3e-3)),
+    tuning_steps=4_000,
     train=Train(steps=20_000, batch=128, eval_every=1_000, checkpoint_every=1_000, log_every=100),
     seeds=(1, 2, 3),
     quick=quick,

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+from fastweights.tasks.programs import Programs
 from fastweights.tasks.prompted import Failed, Problem, Score, Unscorable
 
 PROBLEM = Problem("1", "2 + 2", "4")
@@ -88,3 +89,16 @@ class Task:
     def verify(self, problem, answer):
         """A part of the reward is free."""
         return Score(self.bonus if answer != problem.answer else 1.0, answer == problem.answer)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stuck(Programs):
+    """Programs, of which one problem is never judged."""
+
+    at: str = ""
+
+    def verify(self, problem, answer):
+        """Half a reward, and no end for one problem."""
+        if problem.id == self.at:
+            time.sleep(600)
+        return Score(0.5, len(answer) % 2 == 0)

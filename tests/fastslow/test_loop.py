@@ -2,11 +2,14 @@
 
 import dataclasses
 import json
+import multiprocessing
+import time
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from _verifiers import Stuck
 from small import base, graded, stopping
 
 from fastweights import cli, pretrained
@@ -19,9 +22,11 @@ from fastweights.fastslow.evolution import Evolution
 from fastweights.fastslow.objective import PolicyGradient
 from fastweights.fastslow.prompt_log import read as read_prompts
 from fastweights.fastslow.rollouts import Sampler
+from fastweights.fastslow.seeds import seed_of
 from fastweights.tasks.continual import Continual
 from fastweights.tasks.conventions import Conventions
 from fastweights.tasks.programs import Programs
+from fastweights.tasks.reasoning_gym import ReasoningGym
 from fastweights.train.config import Optim, Train, from_json, to_json
 
 CONFIG = FastSlow(
@@ -204,6 +209,40 @@ def test_without_a_base_model_it_says_how_to_get_one(tmp_path):
     with pytest.raises(ConfigError, match="fst_base.py"):
         loop.train_fast_slow(config, tmp_path / "run", quiet=True)
     assert not (tmp_path / "run").exists()
+
+
+def test_verdicts_have_a_limit_of_time_and_the_judging_process_ends(tmp_path):
+    rl = PolicyGradient(problems=2, rollouts=2)
+    (stuck, _) = Programs(digits=2).problems("train", 2, seed_of(0, "problems", 0))
+    config = dataclasses.replace(
+        CONFIG,
+        task=Stuck(digits=2, at=stuck.id),
+        order="slow",
+        rl=rl,
+        train=dataclasses.replace(CONFIG.train, steps=1),
+        verdict_limit=0.5,
+    )
+    before = {*multiprocessing.active_children()}
+    begun = time.monotonic()
+    result = loop.train_fast_slow(config, tmp_path / "run", quiet=True)
+    assert time.monotonic() - begun < 300
+    assert {*multiprocessing.active_children()} == before
+    first, trained, last = result.history
+    assert trained["train/unscored"] == 0.5 and trained["train/reward"] == 0.5
+    assert first["validation/unscored_own"] == 0 == last["validation/unscored_own"]
+    # what is not stuck is judged as it would be in this process
+    run = loop.begin(dataclasses.replace(config, verdict_limit=None))
+    mine = loop.evaluate(run, run.task(0))
+    assert {f"validation/{k}": v for k, v in mine.items()}.items() <= first.items()
+    with pytest.raises(ConfigError, match="verdict_limit is 0"):
+        check(dataclasses.replace(config, verdict_limit=0.0))
+
+
+def test_code_of_others_does_not_judge_in_the_run(tmp_path):
+    config = dataclasses.replace(CONFIG, task=ReasoningGym(), order="slow")
+    with pytest.raises(ConfigError, match="verdict_limit is None"):
+        check(config)
+    check(dataclasses.replace(config, verdict_limit=5.0))
 
 
 def test_a_finished_run_is_measured_in_both_of_its_memories(uninterrupted, whole_run, capsys):

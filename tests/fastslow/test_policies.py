@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from small import CONFIG as SMALL
 from small import graded
+from support import ROOT
 
 from fastweights import cli, hf
 from fastweights.fastslow import report
@@ -58,3 +59,30 @@ def test_a_checkpoint_is_trained_by_policy_gradient(tmp_path, monkeypatch, capsy
     moved = [not np.array_equal(a, b) for a, b in zip(before, after, strict=True)]
     assert all(moved) and said["validation/kl_token_own"] > 0
     assert run.state.model.config.ttt == ttt
+
+
+def test_puzzles_of_reasoning_gym_are_a_task(tmp_path, capsys):
+    from flax import nnx
+
+    pytest.importorskip("reasoning_gym", reason="needs reasoning-gym, the [fst] extra")
+    hf.save(
+        Decoder(dataclasses.replace(SMALL, max_length=512), rngs=nnx.Rngs(0)), tmp_path / "base"
+    )
+    bytes_file.write(tmp_path / "base")
+    few = {
+        "task.held": 4,
+        "task.train": 16,
+        "task.answer-length": 8,
+        "rl.problems": 2,
+        "rl.rollouts": 2,
+        "train.steps": 1,
+        "evaluation": 4,
+    }
+    command = ["train", str(ROOT / "configs/fst_reasoning_gym.py"), "--arm", "rl", "--quiet"]
+    command += ["--base", str(tmp_path / "base"), "--run-dir", str(tmp_path / "run")]
+    command += [str(word) for name, value in few.items() for word in (f"--{name}", value)]
+    assert cli.main([*command, "--task.dataset", "graph_color"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["rollouts_slow"] == 4 and said["validation/unscored_own"] == 0
+    assert cli.main([*command, "--task.dataset", "countdown"]) == 2
+    assert "may run answers as code" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """The config of fast-slow training, its arms, and the order of what a run does."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -10,8 +11,10 @@ from fastweights.fastslow.objective import PolicyGradient
 from fastweights.fastslow.remote.reflection import RemoteModel, endpoint
 from fastweights.tasks.continual import Continual
 from fastweights.tasks.conventions import Conventions
+from fastweights.tasks.instructed import Instructed
 from fastweights.tasks.maths import Maths
 from fastweights.tasks.programs import Programs
+from fastweights.tasks.reasoning_gym import ReasoningGym
 from fastweights.tasks.star_graph import StarGraph
 from fastweights.train.config import Optim, Train
 
@@ -42,10 +45,13 @@ class FastSlow:
         optim: the slow weights' optimiser.
         train: length and rhythm.
         evaluation: problems of an evaluation.
+        verdict_limit: seconds that judging an answer may take, in a process of its own that is
+            killed then, and the answer is unscored; None judges in the run's own process, without
+            a limit, for verifiers that surely return.
         seed: of everything.
     """
 
-    task: Programs | Conventions | StarGraph | Continual | Maths
+    task: Programs | Conventions | StarGraph | Continual | Maths | ReasoningGym
     base: str
     rl: PolicyGradient = PolicyGradient()
     evolution: Evolution = Evolution()
@@ -57,6 +63,7 @@ class FastSlow:
     optim: Optim = Optim(lr=1e-4, clip=1.0)
     train: Train = Train(steps=120, eval_every=6, checkpoint_every=30, log_every=6)
     evaluation: int = 128
+    verdict_limit: float | None = None
     seed: int = 0
 
     @property
@@ -171,7 +178,11 @@ def check(config: FastSlow) -> None:
             f"{evolution.keep}, so that every prompt has as many of a problem's rollouts"
         )
     task = config.task
-    if isinstance(task, Maths):
+    if config.verdict_limit is not None and not 0 < config.verdict_limit < math.inf:
+        found.append(f"verdict_limit is {config.verdict_limit}; it must be more than 0 seconds")
+    if isinstance(task, ReasoningGym) and config.verdict_limit is None:
+        found.append("verdict_limit is None; data sets of reasoning-gym judge with code of others")
+    if isinstance(task, Instructed):
         found += needs_hints(config)
     elif rl.easy and not isinstance(task, Continual) and task.easier() == task:
         found.append(f"rl.easy is {rl.easy}; {type(task).__name__} has no easier problems")

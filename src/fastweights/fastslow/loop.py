@@ -5,6 +5,7 @@ chance comes from the seed and the number of a tick. So a run stopped anywhere, 
 evolution too, goes on exactly as if it had not been.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 from pathlib import Path
@@ -29,6 +30,7 @@ from fastweights.fastslow.remote.reflection import Reflection, changeable
 from fastweights.fastslow.rollouts import Sampler
 from fastweights.fastslow.seeds import seed_of
 from fastweights.fastslow.slow import batch_of, explore, make_update
+from fastweights.fastslow.verifier import Verifier
 from fastweights.tasks.continual import Continual
 from fastweights.tasks.prompted import Prompt
 from fastweights.train import run_dir as runs
@@ -57,6 +59,8 @@ class Run:
     #: of a proposer on a server, as it was after the last tick
     reflected: dict[str, Any] | None = None
     reflection: Reflection | None = None
+    #: what judges answers in a process of its own, and the task it does so for
+    verifier: tuple[Any, Verifier] | None = None
 
     def task(self, updates: int) -> Any:
         """The task after so many updates."""
@@ -73,8 +77,20 @@ class Run:
         )
 
     def judge(self, task: Any) -> Judge:
-        """What judges the answers: exact match, which surely returns."""
-        return Direct(task.verify)
+        """What judges the answers, in a process of its own where there is a limit of time."""
+        limit = self.config.verdict_limit
+        if limit is None:
+            return Direct(task.verify)
+        if self.verifier is None or self.verifier[0] != task:
+            self.close()
+            self.verifier = task, Verifier(task.verify, limit=limit)
+        return self.verifier[1]
+
+    def close(self) -> None:
+        """End the process that judges, if there is one."""
+        if self.verifier:
+            self.verifier[1].close()
+        self.verifier = None
 
     def proposer(self, task: Any) -> Proposer:
         """Who writes the prompts."""
@@ -242,6 +258,7 @@ def train_fast_slow(config: FastSlow, run_dir: str | Path, *, quiet: bool = Fals
     directory = runs.open_run(Path(run_dir), config, changeable)
     base = fingerprint(run.base.model)
     with (
+        contextlib.closing(run),
         StopRequest() as stop,
         Progress(len(ticks), quiet) as progress,
         Checkpoints(directory / "checkpoints", keep_last=plan.keep_last, report=warn) as saves,

@@ -1,5 +1,6 @@
 """What a finished run has learned, and in which of its two memories."""
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -70,10 +71,11 @@ def evaluate_fast_slow(run_dir: str | Path, split: str = "test") -> dict[str, An
     """
     run, at = load(run_dir)
     task = run.task(at.updates)
-    return {
-        "updates": at.updates + (at.cycle is None),
-        "split": split,
-        "prompt": dict(run.population.best().components),
-        **evaluate(run, task, split),
-        **two_by_two(run, task, split),
-    }
+    with contextlib.closing(run):
+        return {
+            "updates": at.updates + (at.cycle is None),
+            "split": split,
+            "prompt": dict(run.population.best().components),
+            **evaluate(run, task, split),
+            **two_by_two(run, task, split),
+        }

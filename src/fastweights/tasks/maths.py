@@ -16,7 +16,8 @@ from pathlib import Path
 from fastweights.errors import ConfigError, DataError
 from fastweights.tasks.haystack import Draw
 from fastweights.tasks.hints import SPLITS
-from fastweights.tasks.prompted import Problem, Prompt, Score
+from fastweights.tasks.instructed import Instructed
+from fastweights.tasks.prompted import Problem, Score
 
 #: between the steps of an answer and its number
 MARK = "####"
@@ -24,45 +25,31 @@ _NUMBER = re.compile(r"-?\$?\d[\d,]*(?:\.\d+)?|-?\$?\.\d+")
 
 
 @dataclasses.dataclass(frozen=True)
-class Maths:
+class Maths(Instructed):
     """See the module. Reward: 1 for the right number, else 0.
 
     Attributes:
         train: file of the training problems.
         test: file of the test problems.
         validation: problems at the end of the training file that are set aside for validation.
-        answer_length: the most tokens of an answer.
-        instructions: that evolution starts from.
-        longest: characters that instructions may have.
-        template: what the model reads, with {instructions} and {question}.
     """
 
     train: str = ""
     test: str = ""
     validation: int = 256
-    answer_length: int = 512
+    _: dataclasses.KW_ONLY
     instructions: str = "Solve the problem. End with #### and the number."
-    longest: int = 8000
-    template: str = "{instructions}\n\nQuestion: {question}\nAnswer:"
-
-    @property
-    def seed_prompt(self) -> dict[str, str]:
-        """See `PromptedTask`."""
-        return {"instructions": self.instructions}
 
     def faults(self) -> list[str]:
-        """What cannot work, in words; the files are read later."""
+        """What cannot work in the fields, in words; the files are read later."""
         found = [
             f'{name} is ""; it must be a file in the layout of GSM8K'
             for name in ("train", "test")
             if not getattr(self, name)
         ]
-        sizes = {"validation": self.validation, "answer_length": self.answer_length}
-        found += [f"{k} is {v}; it must be at least 1" for k, v in sizes.items() if v < 1]
-        for part in ("{instructions}", "{question}"):
-            if part not in self.template:
-                found.append(f"template has no {part}")
-        return found + self.prompt_problems(self.seed_prompt)
+        if self.validation < 1:
+            found.append(f"validation is {self.validation}; it must be at least 1")
+        return found + super().faults()
 
     def problems(self, split: str, count: int, seed: int = 0) -> list[Problem]:
         """See `PromptedTask`: some of a split's problems, none twice.
@@ -94,12 +81,6 @@ class Maths:
         held = len(every) - self.validation
         return list(every[:held] if split == "train" else every[held:])
 
-    def text(self, prompt: Prompt, problem: Problem) -> str:
-        """See `PromptedTask`."""
-        # not str.format: instructions and questions may have braces of their own
-        parts = {"{instructions}": prompt["instructions"], "{question}": problem.query}
-        return re.sub(r"\{instructions\}|\{question\}", lambda m: parts[m[0]], self.template)
-
     def verify(self, problem: Problem, answer: str) -> Score:
         """See `PromptedTask`; the feedback has the reference's own steps."""
         right, given = number(problem.answer), number(answer)
@@ -107,14 +88,6 @@ class Maths:
             return Score(1.0, True, "right")
         said = "there is no number in it" if given is None else f"{given:f} is not the number"
         return Score(0.0, False, f"{said}; a right answer is:\n{problem.answer}")
-
-    def prompt_problems(self, prompt: Prompt) -> list[str]:
-        """See `PromptedTask`."""
-        if set(prompt) != {"instructions"}:
-            return [f"the component is instructions, not {', '.join(prompt)}"]
-        size = len(prompt["instructions"])
-        said = f"instructions has {size} characters; {self.longest} is the most"
-        return [said] if size > self.longest else []
 
 
 def number(text: str) -> decimal.Decimal | None:
