@@ -25,7 +25,12 @@ RESULTS = ROOT / "benchmarks" / "results"
 #: page -> the tables between its markers
 PAGES = {
     ROOT / "README.md": ("retrieval_table", "glimpses_table", "catch"),
-    ROOT / "docs" / "fast_weight_rnn.md": ("results", "retrieval_table", "glimpses_table"),
+    ROOT / "docs" / "fast_weight_rnn.md": (
+        "results",
+        "retrieval_table",
+        "retrieval_20",
+        "glimpses_table",
+    ),
     ROOT / "docs" / "catch.md": ("catch", "catch_grid"),
     ROOT / "docs" / "performance.md": ("in_place", "decode", "gpu"),
     ROOT / "docs" / "in_place_ttt.md": ("books",),

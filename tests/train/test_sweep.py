@@ -8,6 +8,7 @@ import pytest
 from fastweights.cli import main
 from fastweights.errors import ConfigError
 from fastweights.models.retrieval import RetrievalModel
+from fastweights.rules import Hebbian
 from fastweights.tasks.base import Data
 from fastweights.tasks.retrieval import Retrieval
 from fastweights.train import Optim, Train, sweep
@@ -107,6 +108,28 @@ def test_the_grid_may_be_tried_in_shorter_runs(small, tmp_path, monkeypatch):
     record = run_sweep(shorter, arguments(small, tmp_path, arms=("irnn",), units=(4,)))
     assert lengths == [(5, 5), (5, 5), (20, 20)]
     assert (record["cells"][0]["updates"], record["cells"][0]["tuning_updates"]) == (20, 5)
+
+
+def test_a_row_may_have_variants_of_its_model(small, tmp_path, monkeypatch):
+    """Two decays with two rates each: the best of the four is trained, whatever its model."""
+    called = []
+
+    def fake(nets, run_dir, *, quiet):
+        decay, lr = nets.config.model.rule.decay, nets.config.optim.lr
+        called.append((decay, lr, nets.seeds, run_dir.name))
+        score = 0.5 - 0.4 * (decay == 0.95 and lr == 1e-2)
+        return [Outcome(s, 1, {"error": score}, {"error": 0.5}, score, False, []) for s in (1, 2)]
+
+    monkeypatch.setattr(sweep, "train_seeds", fake)
+    model = lambda decay: lambda units: RetrievalModel(hidden=units, rule=Hebbian(decay=decay))
+    arms = {"fast weights": Arm(model(0.9), variants=(model(0.95),))}
+    asked = arguments(small, tmp_path, units=(4,))
+    (cell,) = run_sweep(dataclasses.replace(small, arms=arms), asked)["cells"]
+    grid = [(decay, lr) for decay in (0.9, 0.95) for lr in (1e-9, 1e-2)]
+    assert [call[:3] for call in called] == [(*x, (0,)) for x in grid] + [(0.95, 1e-2, (1, 2))]
+    assert len({call[3] for call in called}) == 5
+    assert cell["chosen"] == 3 and cell["optim"]["lr"] == 1e-2
+    assert [(x["model"]["rule"]["decay"], x["optim"]["lr"]) for x in cell["grid"]] == grid
 
 
 def test_the_table_by_hand(small, tmp_path, faked):

@@ -34,11 +34,13 @@ class Arm:
         model: size -> model config.
         paper: the paper's number for each size, in %, where it has one.
         steps: updates, where they are not those of the sweep.
+        variants: other models of the row, tried for a cell with every optimiser, as `model` is.
     """
 
     model: Callable[[int], Any]
     paper: Mapping[int, float] = dataclasses.field(default_factory=dict)
     steps: int | None = None
+    variants: tuple[Callable[[int], Any], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,26 +157,30 @@ def label_of(name: str, units: int) -> str:
     return f"{name.lower().replace(' ', '-')}-{units}"
 
 
-def cell_config(
-    sweep: Sweep, name: str, units: int, optim: Optim, steps: int | None = None
-) -> Config:
-    """The config of one cell with one optimiser of the grid, whose cosine ends with the run."""
+def cell_configs(sweep: Sweep, name: str, units: int, steps: int | None = None) -> list[Config]:
+    """The grid of one cell: every model of the row with every optimiser, whose cosine ends with
+    the run.
+    """
     arm = sweep.arms[name]
     steps = steps or arm.steps or sweep.train.steps
-    return Config(
-        task=sweep.task,
-        model=arm.model(units),
-        optim=dataclasses.replace(optim, decay_steps=steps),
-        train=dataclasses.replace(sweep.train, steps=steps),
-        data=sweep.data,
-    )
+    return [
+        Config(
+            task=sweep.task,
+            model=model(units),
+            optim=dataclasses.replace(optim, decay_steps=steps),
+            train=dataclasses.replace(sweep.train, steps=steps),
+            data=sweep.data,
+        )
+        for model in (arm.model, *arm.variants)
+        for optim in sweep.grid
+    ]
 
 
 def run_cell(sweep: Sweep, name: str, units: int, arguments: SweepArguments) -> dict[str, Any]:
     """One cell: from its file if it is done, else tuned and trained."""
     label = label_of(name, units)
     file = arguments.run_dir / "cells" / f"{label}.json"
-    configs = [cell_config(sweep, name, units, optim) for optim in sweep.grid]
+    configs = cell_configs(sweep, name, units)
     wanted = json.loads(json.dumps([described(config) for config in configs]))
     if file.exists():
         cell = runs.load_json(file)
@@ -189,13 +195,14 @@ def run_cell(sweep: Sweep, name: str, units: int, arguments: SweepArguments) -> 
     begun, load = time.monotonic(), os.getloadavg()[0]
 
     def train(index: int, config: Config, seeds: tuple[int, ...], what: str) -> list[Outcome]:
-        Progress(1, arguments.quiet).note(f"{name}, {units} units, lr {config.optim.lr:g}: {what}")
+        shown = f"{name}, {units} units, lr {config.optim.lr:g}, {index + 1} of {len(configs)}"
+        Progress(1, arguments.quiet).note(f"{shown}: {what}")
         folder = arguments.run_dir / "nets" / f"{label}-{index}-{what}"
         return train_seeds(Nets(config, seeds), folder, quiet=arguments.quiet)
 
     tuned = [0.0]
     if len(configs) > 1:
-        shorter = [cell_config(sweep, name, units, o, sweep.tuning_steps) for o in sweep.grid]
+        shorter = cell_configs(sweep, name, units, sweep.tuning_steps)
         tuned = [
             train(i, config, (sweep.tuning_seed,), "tuning")[0].validation
             for i, config in enumerate(shorter)
@@ -209,6 +216,7 @@ def run_cell(sweep: Sweep, name: str, units: int, arguments: SweepArguments) -> 
         "grid": wanted,
         "tuning": tuned if len(configs) > 1 else None,
         "tuning_updates": sweep.tuning_steps or configs[chosen].train.steps,
+        "chosen": chosen,
         "optim": to_json(configs[chosen].optim),
         "updates": configs[chosen].train.steps,
         "seeds": [
