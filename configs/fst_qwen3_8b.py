@@ -7,10 +7,11 @@
 DIR is the published checkpoint, and NAME the model on a server that writes the instructions; the
 files are JSON Lines in the layout of GSM8K.
 
-What to expect: never run. The two-speed loop is on one device as yet, and float32 weights,
-gradients and Adam's moments of 8.2 billion parameters are 131 GB; rollouts need their keys and
-values besides. A smaller model of the same family goes through the same code: give its directory
-as --base, with fewer --rl.problems and a smaller --task.answer-length.
+What to expect: never run. Float32 weights, gradients and Adam's moments of 8.2 billion parameters
+are 131 GB, and the base model, which divergence is measured from, 33 GB; here eight devices of one
+host share them. Rollouts need their keys and values besides. A smaller model of the same family
+goes through the same code: give its directory as --base, with fewer --rl.problems, a smaller
+--task.answer-length, and --mesh.fsdp 1 for one device.
 
 From the paper (arXiv 2605.12484) and its blog: T = 6, G = 8, K of 4 or 8, 64 problems an update for
 mathematics, some 1,250 updates, CISPO, advantages over a problem's rollouts under all prompts, a
@@ -23,7 +24,7 @@ from fastweights.fastslow.evolution import Evolution
 from fastweights.fastslow.objective import PolicyGradient
 from fastweights.fastslow.remote.reflection import RemoteModel
 from fastweights.tasks.maths import Maths
-from fastweights.train import Optim, Train
+from fastweights.train import Mesh, Optim, Train
 
 config = FastSlow(
     task=Maths(
@@ -39,6 +40,7 @@ config = FastSlow(
     proposer="remote",
     remote=RemoteModel(base_url="http://localhost:8000/v1", model="reflector"),
     optim=Optim(lr=1e-6, clip=1.0, warmup=10),
+    mesh=Mesh(fsdp=8),
     train=Train(steps=1250, eval_every=24, checkpoint_every=24, log_every=1),
     evaluation=256,
 )

@@ -243,5 +243,13 @@ def test_an_update_of_fast_slow_training_at_its_real_size():
     after, scores = jax.eval_shape(policy_update(config.rl, config.optim), state, None, batch)
     same = jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype), state, after)
     assert all(jax.tree.leaves(same)) and scores["loss"].shape == ()
-    # what the config says it would take: weights, gradients and two moments
+    # what the config says it would take: weights, gradients and two moments; the base model
     assert 16 * count(model) == pytest.approx(131e9, rel=0.01)
+    assert 4 * count(model) == pytest.approx(33e9, rel=0.01)
+    sizes = dataclasses.astuple(config.mesh)
+    placed = state_shardings(AbstractMesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3), state)
+    here = sum(
+        math.prod(sharding.shard_shape(x.shape))
+        for x, sharding in zip(jax.tree.leaves(state), jax.tree.leaves(placed), strict=True)
+    )
+    assert 3 * count(model) / 8 <= here < 1.001 * 3 * count(model) / 8

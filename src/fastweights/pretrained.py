@@ -13,7 +13,7 @@ from fastweights.errors import ConfigError, DataError
 from fastweights.hf.config import read_json
 from fastweights.hf.files import directory
 from fastweights.models.decoder import Decoder
-from fastweights.models.decoder_mesh import path_name
+from fastweights.models.decoder_mesh import check_mesh, path_name
 from fastweights.tasks.hint_corpus import END, HintCorpus
 from fastweights.tasks.language import Language
 from fastweights.tasks.text_tokens import Tokenizer, TokenizerFile
@@ -41,7 +41,10 @@ class Run(NamedTuple):
 
 
 def load(
-    path: str | Path, dtype: Literal["float32", "bfloat16"] = "float32", ttt: bool = True
+    path: str | Path,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    ttt: bool = True,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> Pretrained:
     """The model at a path.
 
@@ -50,20 +53,22 @@ def load(
             the best checkpoint is taken, or the last where none was scored.
         dtype: of a Hugging Face checkpoint; a run has its own.
         ttt: False switches test-time training off.
+        mesh: where the weights go, split over `fsdp` and `tensor`; None is one device.
 
     Raises:
-        ConfigError: it is neither, a run of another kind of model, or a package is missing.
+        ConfigError: it is neither, a run of another kind of model, one that the mesh cannot split,
+            or a package is missing.
         CheckpointError: there is no such directory, or weights are missing or damaged.
         DataError: the tokenizer is missing or damaged.
     """
     folder = Path(path).expanduser()
     if is_run(folder):
-        run = load_run(folder)
+        run = load_run(folder, mesh=mesh)
         model = run.model if ttt else without_ttt(run.model)
         return Pretrained(model, run.task.tokens, stop_tokens(run.config))
     raw = read_json(folder / "config.json")
     tokenizer = checkpoint_tokenizer(folder)
-    return Pretrained(hf.load(folder, dtype, ttt=None if ttt else False), tokenizer, ends(raw))
+    return Pretrained(hf.load(folder, dtype, mesh, None if ttt else False), tokenizer, ends(raw))
 
 
 def is_run(folder: Path) -> bool:
@@ -88,12 +93,13 @@ def is_run(folder: Path) -> bool:
     )
 
 
-def load_run(path: str | Path, which: str = "best") -> Run:
-    """The model of a run, on one device whatever mesh it was trained on.
+def load_run(path: str | Path, which: str = "best", mesh: jax.sharding.Mesh | None = None) -> Run:
+    """The model of a run, whatever mesh it was trained on.
 
     Args:
         path: the run's directory.
         which: "best" by the validation score, or "last".
+        mesh: where the weights go; None is one device.
 
     Raises:
         ConfigError: there is no run, it is not one of a language model, or has no checkpoint yet.
@@ -110,7 +116,10 @@ def load_run(path: str | Path, which: str = "best") -> Run:
             cause=f"it was made by a {type(config.task).__name__ if config else raw.get('type')}",
             next="give the directory of a run whose task is Language or HintCorpus",
         )
-    restored = restore_run(folder, config, make_mesh(Mesh()), which)
+    if mesh is not None:
+        model: Any = config.model
+        check_mesh(model, mesh.shape.get("tensor", 1))
+    restored = restore_run(folder, config, mesh or make_mesh(Mesh()), which)
     return Run(config, config.task, restored.state.model, restored.step)
 
 

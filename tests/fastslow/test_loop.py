@@ -27,7 +27,7 @@ from fastweights.tasks.continual import Continual
 from fastweights.tasks.conventions import Conventions
 from fastweights.tasks.programs import Programs
 from fastweights.tasks.reasoning_gym import ReasoningGym
-from fastweights.train.config import Optim, Train, from_json, to_json
+from fastweights.train.config import Mesh, Optim, Train, from_json, to_json
 
 CONFIG = FastSlow(
     task=Programs(odd="i", even="n", digits=2),
@@ -43,7 +43,7 @@ CONFIG = FastSlow(
 
 
 def prepare(patch):
-    patch.setattr(pretrained, "load", lambda path: base())
+    patch.setattr(pretrained, "load", lambda path, **_: base())
     patch.setattr(Programs, "verify", graded)
 
 
@@ -140,6 +140,34 @@ def test_a_run_stopped_anywhere_goes_on_as_if_it_had_not(
     assert events == its_events
 
 
+def test_a_run_on_a_mesh_is_the_run_of_one_device(uninterrupted, tmp_path):
+    """Eight devices, stopped in the middle: the same answers and scores, weights within 1e-5."""
+    config = dataclasses.replace(CONFIG, mesh=Mesh(data=2, fsdp=4))
+    with pytest.MonkeyPatch.context() as patch:
+        stopping(patch, loop, 5)
+        with pytest.raises(Preempted):
+            loop.train_fast_slow(config, tmp_path, quiet=True)
+    leaves, history, events = finished(tmp_path, config)
+    expected, before, told = uninterrupted
+    assert events == told
+    for one, other in zip(without_time(history), without_time(before), strict=True):
+        assert one == pytest.approx(other, abs=1e-4)
+    for one, other in zip(leaves, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-5)
+    run, _ = report.load(tmp_path)
+    # 264 x 16: each device of a copy has a quarter, the moments too
+    for tree in (run.state.model, run.base.model, run.state.optimizer):
+        whole = [x for x in jax.tree.leaves(tree) if x.shape == (264, 16)]
+        assert whole and all(x.addressable_shards[0].data.size == 66 * 16 for x in whole)
+
+
+@pytest.mark.parametrize("mesh, said", [(Mesh(data=9), "9 devices"), (Mesh(fsdp=0), "mesh.fsdp")])
+def test_a_mesh_that_cannot_be_is_told(tmp_path, mesh, said):
+    with pytest.raises(ConfigError, match=said):
+        loop.train_fast_slow(dataclasses.replace(CONFIG, mesh=mesh), tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_log_counts_rollouts_of_both_loops(uninterrupted):
     _, history, events = uninterrupted
     last = history[-1]
@@ -158,7 +186,7 @@ def test_the_base_must_be_the_same(tmp_path, monkeypatch):
         arm(CONFIG, "rl"), train=dataclasses.replace(CONFIG.train, steps=1)
     )
     loop.train_fast_slow(config, tmp_path / "run", quiet=True)
-    monkeypatch.setattr(pretrained, "load", lambda path: base(1))
+    monkeypatch.setattr(pretrained, "load", lambda path, **_: base(1))
     with pytest.raises(CheckpointError, match="base model"):
         loop.train_fast_slow(config, tmp_path / "run", quiet=True)
 

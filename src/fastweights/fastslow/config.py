@@ -16,7 +16,7 @@ from fastweights.tasks.maths import Maths
 from fastweights.tasks.programs import Programs
 from fastweights.tasks.reasoning_gym import ReasoningGym
 from fastweights.tasks.star_graph import StarGraph
-from fastweights.train.config import Optim, Train
+from fastweights.train.config import Mesh, Optim, Train
 
 Order = Literal["fast-slow", "slow", "fast", "fast then slow", "slow then fast"]
 
@@ -43,6 +43,8 @@ class FastSlow:
         proposer: who writes prompts; see `fastweights.fastslow.proposers`.
         remote: the model on a server that does, if the proposer is "remote".
         optim: the slow weights' optimiser.
+        mesh: devices; rollouts and updates are split over `data` and `fsdp` where they divide the
+            number of answers.
         train: length and rhythm.
         evaluation: problems of an evaluation.
         verdict_limit: seconds that judging an answer may take, in a process of its own that is
@@ -61,6 +63,7 @@ class FastSlow:
     proposer: Literal["blind", "directed", "inductive", "self", "remote"] = "inductive"
     remote: RemoteModel = RemoteModel()
     optim: Optim = Optim(lr=1e-4, clip=1.0)
+    mesh: Mesh = Mesh()
     train: Train = Train(steps=120, eval_every=6, checkpoint_every=30, log_every=6)
     evaluation: int = 128
     verdict_limit: float | None = None
@@ -158,6 +161,7 @@ def check(config: FastSlow) -> None:
         )
         for name in names
     }
+    positive |= {f"mesh.{name}": size for name, size in dataclasses.asdict(config.mesh).items()}
     positive |= {"lead": config.lead, "evaluation": config.evaluation}
     found = [f"{k} is {v}; it must be at least 1" for k, v in positive.items() if v < 1]
     over = {

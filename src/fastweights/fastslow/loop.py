@@ -9,124 +9,32 @@ import contextlib
 import dataclasses
 import hashlib
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from fastweights import pretrained
 from fastweights.errors import CheckpointError, ConfigError, FastWeightsError, NumericalError
 from fastweights.fastslow import population as prompts
 from fastweights.fastslow.config import FastSlow, Tick, check, timeline
 from fastweights.fastslow.evaluation import divergence, held_out, score
 from fastweights.fastslow.evolution import Event, Judged, tick
-from fastweights.fastslow.judge import Direct, Judge
-from fastweights.fastslow.population import Candidate, Population
 from fastweights.fastslow.prompt_log import PromptLog
-from fastweights.fastslow.propose import Proposer
-from fastweights.fastslow.proposers import make_proposer
 from fastweights.fastslow.remote.reflection import Reflection, changeable
-from fastweights.fastslow.rollouts import Sampler
+from fastweights.fastslow.run import Run, begin
 from fastweights.fastslow.seeds import seed_of
 from fastweights.fastslow.slow import batch_of, explore, make_update
-from fastweights.fastslow.verifier import Verifier
-from fastweights.tasks.continual import Continual
 from fastweights.tasks.prompted import Prompt
 from fastweights.train import run_dir as runs
 from fastweights.train.checkpoint import Checkpoints
 from fastweights.train.loop import Result
 from fastweights.train.metrics import Metrics, read
-from fastweights.train.optim import optimizer
 from fastweights.train.progress import Progress, warn
 from fastweights.train.signals import StopRequest, preempted
-from fastweights.train.state import TrainState, parameter_count
+from fastweights.train.state import parameter_count
 
 #: answers to each problem of an evaluation
 EVALUATION_TIMES = 2
-
-
-@dataclasses.dataclass
-class Run:
-    """A run in the middle: what is saved, and what it works with."""
-
-    config: FastSlow
-    base: pretrained.Pretrained
-    state: TrainState
-    population: Population
-    #: rollouts so far, of the slow and of the fast loop; those of evaluations are in neither
-    counts: dict[str, int]
-    #: of a proposer on a server, as it was after the last tick
-    reflected: dict[str, Any] | None = None
-    reflection: Reflection | None = None
-    #: what judges answers in a process of its own, and the task it does so for
-    verifier: tuple[Any, Verifier] | None = None
-
-    def task(self, updates: int) -> Any:
-        """The task after so many updates."""
-        task = self.config.task
-        return task.at(updates) if isinstance(task, Continual) else task
-
-    def sampler(self, task: Any) -> Sampler:
-        """How the policy answers."""
-        return Sampler(
-            self.base.tokenizer,
-            self.base.stop_tokens,
-            task.answer_length,
-            self.config.rl.temperature,
-        )
-
-    def judge(self, task: Any) -> Judge:
-        """What judges the answers, in a process of its own where there is a limit of time."""
-        limit = self.config.verdict_limit
-        if limit is None:
-            return Direct(task.verify)
-        if self.verifier is None or self.verifier[0] != task:
-            self.close()
-            self.verifier = task, Verifier(task.verify, limit=limit)
-        return self.verifier[1]
-
-    def close(self) -> None:
-        """End the process that judges, if there is one."""
-        if self.verifier:
-            self.verifier[1].close()
-        self.verifier = None
-
-    def proposer(self, task: Any) -> Proposer:
-        """Who writes the prompts."""
-        if self.reflection:
-            return self.reflection.proposer(task)
-        return make_proposer(self.config.proposer, task, self.base)
-
-
-def begin(config: FastSlow) -> Run:
-    """A run before its first tick.
-
-    Raises:
-        ConfigError: there is no base model, or it is no language model.
-        CheckpointError: the base model is damaged.
-    """
-    if not Path(config.base).expanduser().is_dir():
-        raise ConfigError(
-            "there is no base model",
-            where=config.base,
-            cause="it is not trained yet, or this is another folder",
-            next="for the small world: fastweights train configs/fst_base.py --run-dir "
-            f"{config.base}; or give --base the directory of a run or a Hugging Face checkpoint",
-        )
-    base = pretrained.load(config.base)
-    # put where a restored state will be, or a resumed run would compile everything a second time
-    base = base._replace(model=jax.device_put(base.model, jax.devices()[0]))
-    task = config.task.at(0) if isinstance(config.task, Continual) else config.task
-    first = cast(Any, task).oracle if config.prompt == "oracle" else task.seed_prompt
-    state = TrainState(
-        jnp.zeros((), jnp.int32),
-        base.model,
-        optimizer(config.optim).init(cast(Any, base.model)),
-        jax.random.key(config.seed),
-    )
-    state = jax.device_put(state, jax.devices()[0])
-    return Run(config, base, state, Population((Candidate(0, first),)), {"slow": 0, "fast": 0})
 
 
 def evolve(run: Run, at: Tick) -> Event:
@@ -253,6 +161,11 @@ def train_fast_slow(config: FastSlow, run_dir: str | Path, *, quiet: bool = Fals
         Preempted: a signal asked the run to stop; its state is saved.
     """
     check(config)
+    if jax.process_count() > 1:
+        raise ConfigError(
+            f"fast-slow training runs in one process, and there are {jax.process_count()}",
+            next="one host, with all of its devices in --mesh.data, --mesh.fsdp, --mesh.tensor",
+        )
     run, plan = begin(config), config.train
     ticks = timeline(config)
     directory = runs.open_run(Path(run_dir), config, changeable)
@@ -270,7 +183,10 @@ def train_fast_slow(config: FastSlow, run_dir: str | Path, *, quiet: bool = Fals
             progress.note(f"nothing to do: the run has {start} ticks and its config {len(ticks)}")
         elif start:
             progress.note(f"resumed at tick {start} of {len(ticks)}")
-        progress.note(f"{parameter_count(run.state.model):,} parameters, order {config.order}")
+        devices = dataclasses.asdict(config.mesh)
+        progress.note(
+            f"{parameter_count(run.state.model):,} parameters, order {config.order}, mesh {devices}"
+        )
         log = PromptLog(directory, start)
         metrics = Metrics(directory, start, plan.tensorboard)
 

@@ -8,7 +8,8 @@ from typing import Any
 from fastweights.errors import ConfigError
 from fastweights.fastslow.config import FastSlow, Tick, timeline
 from fastweights.fastslow.evaluation import held_out, score
-from fastweights.fastslow.loop import EVALUATION_TIMES, Run, begin, evaluate, fingerprint, restore
+from fastweights.fastslow.loop import EVALUATION_TIMES, evaluate, fingerprint, restore
+from fastweights.fastslow.run import Run, begin
 from fastweights.tasks.prompted import Prompt
 from fastweights.train import run_dir as runs
 from fastweights.train.checkpoint import Checkpoints

@@ -7,9 +7,11 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from fastweights.inference.in_place import read, read_and_write, remember
-from fastweights.inference.state import Cache, Fast, State, capacity, own_weights
+from fastweights.inference.state import Cache, Fast, State, capacity, laid_out, own_weights, put
 from fastweights.models.decoder import Block, Decoder
+from fastweights.models.decoder_mesh import whole_block
 from fastweights.nn.in_place import InPlaceMLP
+from fastweights.nn.mesh import BATCH, split
 
 
 def advance(
@@ -42,18 +44,12 @@ def advance(
     valid = at < counts[:, None]
     positions = state.lengths[:, None] + at
     slots = jnp.where(valid, positions, capacity(state))  # beyond the last: dropped
-    embedded = model.embedded(jnp.where(valid, tokens, 0))
-    rows = jnp.arange(len(tokens))[:, None]
+    embedded = split(model.embedded(jnp.where(valid, tokens, 0)), BATCH, None, None)
 
     def attention(block: Block, x: Array, cache: Cache, turn: Array) -> tuple[Array, Cache]:
         layer = block.attention
         q, k, v = layer.qkv(block.attention_norm(x), positions)
-        cache = Cache(
-            *(
-                c.at[turn, rows, slots].set(n, mode="drop")
-                for c, n in zip(cache, (k, v), strict=True)
-            )
-        )
+        cache = Cache(*(put(c, turn, slots, n) for c, n in zip(cache, (k, v), strict=True)))
         if fresh:
             mixed = layer.mix(q, k, v)
         else:
@@ -81,6 +77,8 @@ def advance(
         i, blocks, weights = stack
         caches, pending, written = list(caches), list(pending), list(weights)
         for j, block in enumerate(blocks):
+            if fresh:  # for a token alone, putting the weights together would cost more than it
+                block = whole_block(block)
             mixed, caches[j] = attention(block, x, caches[j], i)
             x += mixed
             h = block.mlp_norm(x)
@@ -88,7 +86,7 @@ def advance(
                 y, pending[j], written[j] = learn(block.mlp, h, pending[j], weights[j], i)
             else:
                 y = block.mlp(h)
-            x += y
+            x = split(x + y, BATCH, None, None)
         return (x, tuple(caches), tuple(pending)), tuple(written) if writes else None
 
     # weights go through the scan beside its carry: they are not copied where they stay the same
@@ -103,7 +101,7 @@ def advance(
     last = jnp.take_along_axis(x, jnp.maximum(counts - 1, 0)[:, None, None], 1)[:, 0]
     logits = jnp.where((counts > 0)[:, None], model.logits(last), state.logits)
     fast = tuple(p and p._replace(weights=w) for p, w in zip(pending, weights, strict=True))
-    return State(state.lengths + counts, logits, caches, fast), x
+    return laid_out(model, State(state.lengths + counts, logits, caches, fast)), x
 
 
 def attend(q: Array, k: Array, v: Array, positions: Array, window: int | None) -> Array:

@@ -20,7 +20,7 @@ from fastweights.inference.forward import advance
 from fastweights.inference.in_place import write_due
 from fastweights.inference.prompt import bucket, completes, padded
 from fastweights.inference.sampling import Method, Settings, method, sample
-from fastweights.inference.state import State, capacity, empty, own_weights
+from fastweights.inference.state import State, capacity, empty, laid_out, own_weights
 from fastweights.models.decoder import Decoder
 
 
@@ -100,7 +100,7 @@ def run(
     no, yes = jnp.zeros(rows, bool), jnp.ones(rows, bool)
     nothing = jnp.zeros(rows, jnp.int32)
     out = Output(jnp.zeros((rows, size), jnp.int32), nothing, jnp.zeros((rows, size)))
-    state = own_weights(state) if writes else state
+    state = laid_out(model, own_weights(state) if writes else state)
     loop = Loop(state, jnp.zeros((), jnp.int32), nothing, no, yes, no, out)
     loop = draw(loop, stops, method, settings)
 

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from fastweights.inference.state import Fast, State
+from fastweights.inference.state import Fast, State, put
 from fastweights.models.decoder import Decoder
 from fastweights.nn.in_place import InPlaceMLP
+from fastweights.nn.mesh import BATCH, sizes
 
 
 def read(mlp: InPlaceMLP, weights: Array, z: Array) -> Array:
@@ -34,8 +35,7 @@ def remember(
         chunk: C.
     """
     place = (lengths % chunk)[:, None] + jnp.arange(new.shape[1])[None, :]
-    rows = jnp.arange(new.shape[0])[:, None]
-    return pending.at[turn, rows, jnp.where(valid, place, chunk)].set(new, mode="drop")
+    return put(pending, turn, jnp.where(valid, place, chunk), new)
 
 
 def read_and_write(
@@ -66,12 +66,11 @@ def read_and_write(
     offset = lengths % chunk
     pieces = -(-(length if fresh else chunk - 1 + length) // chunk)
     place = offset[:, None] + jnp.arange(length)[None, :]
-    rows = jnp.arange(len(z))[:, None]
 
     def line_up(pending: Array, new: Array) -> Array:
         """What waits and what comes, on the grid of chunks: `[pieces, B, C, n]`."""
         line = jnp.pad(pending, [(0, 0), (0, (pieces - 1) * chunk), (0, 0)])
-        line = line.at[rows, jnp.where(valid, place, pieces * chunk)].set(new, mode="drop")
+        line = put(line[None], 0, jnp.where(valid, place, pieces * chunk), new)[0]
         return jnp.moveaxis(line.reshape(len(z), pieces, chunk, -1), 1, 0)
 
     whole = (offset + valid.sum(1)) // chunk  # [B], chunks that complete
@@ -90,7 +89,7 @@ def read_and_write(
     y = jnp.moveaxis(y, 0, 1).reshape(len(z), pieces * chunk, -1)
     y = jnp.take_along_axis(y, place[:, :, None], 1)
     left = jnp.minimum(whole, pieces - 1)  # if the last piece is whole, nothing waits
-    rest = lambda line: line[left, jnp.arange(len(z))]
+    rest = lambda line: jnp.take_along_axis(line, left[None, :, None, None], 0)[0]
     return y, Fast(weights, rest(lined_z), rest(lined_target))
 
 
@@ -105,8 +104,11 @@ def update(mlp: InPlaceMLP, weights: Array, z: Array, target: Array) -> Array:
 def write_due(model: Decoder, state: State, due: Array) -> State:
     """Write the chunk of the rows that `due [B]` names, in every layer that learns.
 
-    Rows are taken one after the other, and one that is not due costs nothing.
+    Rows are taken one after the other, and one that is not due costs nothing. Where rows are split
+    over devices they are taken at once: one after the other would bring each to all devices.
     """
+    there = sizes(model.embed.embedding[...])
+    at_once = any(there.get(axis, 1) > 1 for axis in BATCH)
 
     def row(mlp: InPlaceMLP, weights: Array, z: Array, target: Array, due: Array) -> Array:
         one = lambda w: update(mlp, w[None], z[None], target[None])[0]
@@ -114,6 +116,9 @@ def write_due(model: Decoder, state: State, due: Array) -> State:
 
     def layer(_: None, stack: tuple[InPlaceMLP, Fast]) -> tuple[None, Array]:
         mlp, fast = stack
+        if at_once:
+            written = update(mlp, *fast)
+            return None, jnp.where(due[:, None, None], written, fast.weights)
         return None, lax.map(lambda x: row(mlp, *x), (*fast, due))
 
     def place(mlp: object, fast: Fast | None) -> Fast | None:

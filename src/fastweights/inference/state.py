@@ -9,15 +9,18 @@ Rows that have learned nothing of their own share one matrix: with G matrices an
 belongs to rows g B/G to (g + 1) B/G. It is only copied when a row can complete a chunk.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
+from jax.typing import ArrayLike
 
 from fastweights.errors import ConfigError
 from fastweights.models.decoder import Decoder
 from fastweights.nn.in_place import InPlaceMLP
+from fastweights.nn.mesh import BATCH, split
 
 
 class Cache(NamedTuple):
@@ -76,12 +79,52 @@ def empty(model: Decoder, rows: int, max_length: int) -> State:
             jnp.zeros((*shape, config.hidden), dtype),
         )
 
-    return State(
+    state = State(
         jnp.zeros(rows, jnp.int32),
         jnp.zeros((rows, config.vocab)),
         tuple(Cache(jnp.zeros(slots, dtype), jnp.zeros(slots, dtype)) for _ in model.blocks),
         tuple(fast(block.mlp) for block in model.blocks),
     )
+    return laid_out(model, state)
+
+
+def laid_out(model: Decoder, state: State) -> State:
+    """A state on the mesh of the model's weights: split by rows, and as `tensor` splits layers."""
+    on_mesh = functools.partial(split, mesh_of=model.embed.embedding[...])
+    heads = lambda x: on_mesh(x, None, BATCH, None, "tensor", None)
+    return State(
+        on_mesh(state.lengths, BATCH),
+        on_mesh(state.logits, BATCH, "tensor"),
+        jax.tree.map(heads, state.caches),
+        tuple(
+            fast
+            and Fast(
+                on_mesh(fast.weights, None, BATCH, None, "tensor"),
+                on_mesh(fast.z, None, BATCH, None, "tensor"),
+                on_mesh(fast.target, None, BATCH, None, None),
+            )
+            for fast in state.fast
+        ),
+    )
+
+
+def put(x: Array, turn: ArrayLike, slots: Array, new: Array) -> Array:
+    """`x [turns, B, S, ...]` with `new [B, T, ...]` in one turn's `slots [B, T]`, those beyond S
+    dropped.
+
+    It is `x.at[turn, arange(B)[:, None], slots].set(new, mode="drop")`, said so that XLA sees that
+    a row only goes to its own row: rows that are split over devices stay where they are.
+    """
+    where = jnp.stack([jnp.broadcast_to(turn, slots.shape), slots], -1)
+    dimensions = lax.ScatterDimensionNumbers(
+        update_window_dims=tuple(range(2, new.ndim)),
+        inserted_window_dims=(0, 2),
+        scatter_dims_to_operand_dims=(0, 2),
+        operand_batching_dims=(1,),
+        scatter_indices_batching_dims=(0,),
+    )
+    drop = lax.GatherScatterMode.FILL_OR_DROP
+    return lax.scatter(x, where, new.astype(x.dtype), dimensions, mode=drop)
 
 
 def slow_weights(mlp: InPlaceMLP) -> Array:

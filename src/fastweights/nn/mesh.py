@@ -24,15 +24,17 @@ def sizes(x: Array) -> dict[str, int]:
     return {name: mesh.shape[name] for name, kind in kinds if kind == AxisType.Auto}
 
 
-def split(x: Array, *axes: str | tuple[str, ...] | None) -> Array:
+def split(x: Array, *axes: str | tuple[str, ...] | None, mesh_of: Array | None = None) -> Array:
     """`x` laid out over its mesh.
 
     Args:
         x: an array.
         axes: for each of its axes, the mesh axes it is split over, None for none. Those that the
             mesh has not, or that do not divide it, are ignored.
+        mesh_of: an array on the mesh that is meant, for an `x` that is on none yet, such as zeros.
     """
-    there = sizes(x)
+    like = x if mesh_of is None else mesh_of
+    there = sizes(like)
 
     def fitting(size: int, names: str | tuple[str, ...] | None) -> Any:
         kept, parts = [], 1
@@ -42,12 +44,13 @@ def split(x: Array, *axes: str | tuple[str, ...] | None) -> Array:
                 parts *= there[name]
         return tuple(kept) or None
 
-    return lay(x, PartitionSpec(*(fitting(*pair) for pair in zip(x.shape, axes, strict=True))))
+    spec = PartitionSpec(*(fitting(*pair) for pair in zip(x.shape, axes, strict=True)))
+    return lay(x, spec, mesh_of=like)
 
 
-def lay(x: Array, spec: PartitionSpec) -> Array:
-    """`x` laid out as `spec` says over its mesh."""
-    mesh = jax.typeof(x).sharding.mesh
+def lay(x: Array, spec: PartitionSpec, *, mesh_of: Array | None = None) -> Array:
+    """`x` laid out as `spec` says over its mesh, or over that of `mesh_of`."""
+    mesh = jax.typeof(x if mesh_of is None else mesh_of).sharding.mesh
     if mesh.size <= 1:
         return x
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))

@@ -48,7 +48,7 @@ ACTS = (fence("i"), fence("zzzz"), fence("n"), fence("w"), b"{", b"{", *map(fenc
 
 @pytest.fixture(autouse=True)
 def small_base(monkeypatch):
-    monkeypatch.setattr(pretrained, "load", lambda path: base())
+    monkeypatch.setattr(pretrained, "load", lambda path, **_: base())
     monkeypatch.setattr(Programs, "verify", graded)
 
 
@@ -81,7 +81,7 @@ def whole(tmp_path_factory):
     """An uninterrupted run: its end, its transcript, and how often the server was asked."""
     run_dir = tmp_path_factory.mktemp("whole") / "run"
     with pytest.MonkeyPatch.context() as patch, serving(*ACTS) as server:
-        patch.setattr(pretrained, "load", lambda path: base())
+        patch.setattr(pretrained, "load", lambda path, **_: base())
         patch.setattr(Programs, "verify", graded)
         end = finished(remote(server), run_dir)
         return end, run_dir / FILE, server.count
