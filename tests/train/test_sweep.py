@@ -61,6 +61,14 @@ def test_a_real_cell_end_to_end(small, tmp_path):
     assert (tmp_path / "cells" / "irnn-4.json").stat().st_mtime_ns == before
 
 
+@pytest.mark.parametrize(
+    "word, said",
+    [("/home/me/tfds", "tfds"), ("../tfds", "tfds"), ("~/runs/a", "a"), ("a/b", "a/b")],
+)
+def test_commands_are_told_without_the_folders_of_a_machine(word, said):
+    assert sweep.shown(word) == said
+
+
 @pytest.fixture
 def faked(monkeypatch):
     """Training replaced by arithmetic: error = lr + seed / 1000; returns the calls made."""

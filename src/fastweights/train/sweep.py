@@ -254,7 +254,7 @@ def described(config: Config) -> Any:
 
 def shown(word: str) -> str:
     """A word of a command as anyone can give it: without this machine's folders."""
-    return Path(word).name if word.startswith("/") else word
+    return Path(word).name if word.startswith(("/", "../", "~")) else word
 
 
 def thinned(curve: list[dict[str, float]], points: int = 20) -> list[dict[str, float]]:
