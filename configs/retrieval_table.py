@@ -3,8 +3,9 @@
     fastweights train configs/retrieval_table.py --run-dir runs/retrieval_table
     fastweights train configs/retrieval_table.py --run-dir runs/retrieval_quick --quick
 
-Writes RUN/table.json and RUN/table.md. `--quick` has one seed, one size and 2,500 updates. Rows of
-a process of its own: `--arms "fast weights" LSTM`; processes may share the run directory.
+Writes RUN/table.json and RUN/table.md. `--quick` has one seed, one size, 2,500 updates and no
+associative LSTM, an update of which takes ten times as long as the others'. Rows of a process of
+its own: `--arms "fast weights" LSTM`; processes may share the run directory.
 A copy of another run's table.json in RUN is gone on with: only cells it lacks are run.
 """
 
@@ -34,12 +35,12 @@ def optim(lr: float) -> Optim:
     return Optim(lr=lr, schedule="cosine", warmup=100, clip=5.0)
 
 
+SLOW = "associative LSTM"
 ARMS = {
     "IRNN": row("irnn", paper=(62.11, 60.23, 0.34)),
     "layer-normed RNN": row("ln-rnn"),
     "LSTM": row("lstm", paper=(60.81, 1.85, 0.0)),
-    # its update takes ten times as long as the others'
-    "associative LSTM": row("associative-lstm", paper=(60.13, 1.62, 0.0), steps=10_000),
+    SLOW: row("associative-lstm", paper=(60.13, 1.62, 0.0), steps=10_000),
     "fast weights, η = 0": row("fast-weights", dataclasses.replace(RULE, lr=0.0)),
     "fast weights": row("fast-weights", paper=(1.81, 0.0, 0.0)),
 }
@@ -48,7 +49,7 @@ TASK = Retrieval(pairs=4)
 quick = Sweep(
     title="Associative retrieval, quick",
     task=TASK,
-    arms={name: dataclasses.replace(arm, steps=None) for name, arm in ARMS.items()},
+    arms={name: arm for name, arm in ARMS.items() if name != SLOW},
     units=(100,),
     grid=(optim(2e-3),),
     train=Train(steps=2_500, batch=128, eval_every=500, checkpoint_every=500, log_every=100),

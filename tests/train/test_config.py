@@ -14,7 +14,7 @@ from fastweights.rules import Form
 from fastweights.train.agent import AgentConfig, check_agent
 from fastweights.train.config import Config, check, differences, from_json, to_json
 from fastweights.train.optim import learning_rate
-from fastweights.train.sweep import Sweep, cell_config
+from fastweights.train.sweep import Sweep, cell_configs
 
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 
@@ -34,11 +34,11 @@ def test_every_config_runs_back_and_forth_through_json(path):
     if kind is Sweep:
         kind, sweeps = Config, (module.config, module.config.quick)
         configs = [
-            cell_config(sweep, name, units, optim)
+            config
             for sweep in sweeps
             for name in sweep.arms
             for units in sweep.units
-            for optim in sweep.grid
+            for config in cell_configs(sweep, name, units)
         ]
     for config in configs:
         {AgentConfig: check_agent, FastSlow: check_fast_slow}.get(kind, check)(config)

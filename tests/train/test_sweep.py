@@ -150,6 +150,14 @@ def test_the_table_by_hand(small, tmp_path, faked):
     assert "Chance is 45.00 %" in text and "2 seeds" in text and "20 updates of 100" in text
 
 
+def test_what_was_not_done_is_not_told(small, tmp_path, faked):
+    """No deviation of one seed, and no choice among one rate."""
+    one = dataclasses.replace(small, seeds=(1,), grid=small.grid[:1], units=(4,))
+    text = markdown(run_sweep(one, arguments(one, tmp_path)))
+    assert "| 0.10 |" in text and "One seed, 20 updates" in text and "learning rate 1e-09;" in text
+    assert "±" not in text and "another seed" not in text
+
+
 def test_a_table_goes_on_from_its_one_file(small, tmp_path, faked):
     """As one that was committed: only the file is copied, and only what it lacks is run."""
     run_sweep(small, arguments(small, tmp_path / "there", units=(4,)))

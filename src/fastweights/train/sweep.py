@@ -334,10 +334,14 @@ def circumstances(cells: list[Mapping[str, Any]]) -> str:
     minutes = sum(cell["wall_seconds"] for cell in cells) / 60
     dates = sorted({cell["date"][:10] for cell in cells})
     rates = sorted({point["optim"]["lr"] for cell in cells for point in cell["grid"]})
+    over = "One seed" if seeds == [1] else f"Mean ± standard deviation over {span(seeds)} seeds"
+    grid = f"learning rate {rates[0]:g}"
+    if len(rates) > 1:
+        tried = ", ".join(f"{rate:g}" for rate in rates)
+        grid = f"learning rate from {{{tried}}} by validation error of another seed"
     return (
-        f"Mean ± standard deviation over {span(seeds)} seeds, {span(updates)} updates of "
-        f"{span(sorted({p['batch'] for c in cells for p in c['grid']}))}; learning rate from "
-        f"{{{', '.join(f'{r:g}' for r in rates)}}} by validation error of another seed; test error "
+        f"{over}, {span(updates)} updates of "
+        f"{span(sorted({p['batch'] for c in cells for p in c['grid']}))}; {grid}; test error "
         f"of the checkpoint best on validation. {minutes:,.0f} core-minutes in all; "
         f"{'; '.join(machines)}; {', '.join(versions)}; {span(dates)}."
     )
