@@ -13,6 +13,7 @@ is done is in the JSON and is not run again; one that was stopped goes on from i
 
 import dataclasses
 import json
+import math
 import os
 import statistics
 import time
@@ -195,11 +196,13 @@ def table(runs: list[dict[str, Any]]) -> str:
 
 
 def spread(games: list[int | None]) -> str:
-    """Median and range in thousands; runs that never got there are counted, not left out."""
+    """Median and range in thousands; runs that never got there count as later than any other."""
     there = sorted(g for g in games if g is not None)
     if not there:
         return "never"
-    text = f"{statistics.median(there) / 1e3:.0f}k ({there[0] / 1e3:.0f}-{there[-1] / 1e3:.0f})"
+    middle = statistics.median(math.inf if g is None else g for g in games)
+    text = "never" if middle == math.inf else f"{middle / 1e3:.0f}k"
+    text += f" ({there[0] / 1e3:.0f}-{there[-1] / 1e3:.0f})"
     missed = len(games) - len(there)
     return f"{text}, {missed} never" if missed else text
 

@@ -29,7 +29,9 @@ def test_games_to_a_level_are_those_of_a_window(catch):
 
 
 def test_runs_that_never_got_there_are_counted(catch):
-    assert catch.spread([20_000, None, 10_000]) == "15k (10-20), 1 never"
+    assert catch.spread([20_000, None, 10_000]) == "20k (10-20), 1 never"
+    assert catch.spread([20_000, None, None]) == "never (20-20), 2 never"
+    assert catch.spread([20_000, 10_000]) == "15k (10-20)"
     assert catch.spread([None]) == "never"
 
 
