@@ -131,7 +131,9 @@ def test_no_array_of_all_rows_goes_round(case):
     assert not [shape for shape in shapes if str(ROWS) in shape]
 
 
-def test_on_one_device_nothing_is_laid_out():
+@pytest.mark.parametrize("mesh", [None, "data"])
+def test_only_on_a_mesh_is_anything_laid_out(mesh):
     state = answers("plain")[1][0]
-    text = jax.jit(laid_out).lower(model("plain"), state).as_text()
-    assert "sharding" not in text.split("func.func")[1].partition("{")[2]
+    text = jax.jit(laid_out).lower(model("plain", mesh), jax.tree.map(np.asarray, state)).as_text()
+    body = text.split("func.func")[1].partition("{")[2]
+    assert ("sharding_constraint" in body) == (mesh is not None)

@@ -1,6 +1,7 @@
 """Puzzles of reasoning-gym: its problems and scores, splits, and what is refused."""
 
 import dataclasses
+import itertools
 
 import pytest
 
@@ -75,12 +76,12 @@ def test_a_data_set_without_one_answer_is_judged_by_its_rules():
     entry = next(x for x in source(colours) if x["question"] == problem.query)
     edges = entry["metadata"]["puzzle"]["edges"]
     vertices = entry["metadata"]["puzzle"]["vertices"]
-    colouring = {}
-    for v in vertices:
-        near = {colouring.get(b if a == v else a) for a, b in edges if v in (a, b)}
-        colouring[v] = min({1, 2, 3, 4, 5, 6} - near)
-    if max(colouring.values()) > len(entry["metadata"]["puzzle"]["color_options"]):
-        pytest.skip("greedy needs another colour here")
+    colours_there = entry["metadata"]["puzzle"]["color_options"]
+    colouring = next(
+        found
+        for choice in itertools.product(colours_there, repeat=len(vertices))
+        if all((found := dict(zip(vertices, choice, strict=True)))[a] != found[b] for a, b in edges)
+    )
     said = "{" + ", ".join(f'"{v}": {c}' for v, c in colouring.items()) + "}"
     assert colours.verify(problem, said).correct
     wrong = "{" + ", ".join(f'"{v}": 1' for v in vertices) + "}"
@@ -103,6 +104,9 @@ def test_what_runs_an_answer_as_code_is_refused(dataset):
         ({"options": ("max_terms=three",)}, "name=value"),
         ({"options": ("terms=3",)}, "terms"),
         ({"options": ("max_terms=-1",)}, "max_terms"),
+        ({"options": ('max_terms="three"',)}, "TypeError"),
+        ({"options": ("size=5",)}, "--task.train"),
+        ({"options": ("seed=5",)}, "--task.seed"),
         ({"held": 0}, "held is 0"),
         ({"train": 0}, "train is 0"),
         ({"template": "{instructions}"}, "{question}"),
@@ -112,3 +116,10 @@ def test_what_runs_an_answer_as_code_is_refused(dataset):
 def test_what_cannot_work_is_told(change, said):
     assert not SMALL.faults()
     assert said in " ".join(dataclasses.replace(SMALL, **change).faults())
+
+
+def test_options_that_fail_only_when_a_problem_is_made_are_told():
+    broken = dataclasses.replace(SMALL, options=("min_terms=2", "max_terms=3.5"))
+    assert not broken.faults()
+    with pytest.raises(ConfigError, match="fails with its options"):
+        broken.problems("test", 1)

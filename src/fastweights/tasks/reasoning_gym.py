@@ -144,13 +144,25 @@ def source(task: ReasoningGym) -> Any:
                 f"option {option!r} is not name=value with a value in JSON",
                 next='such as max_terms=3, or letters="abc" with its quotes',
             ) from None
+    if own := {"seed", "size"} & set(options):
+        raise ConfigError(
+            f"option {own.pop()!r} is ours to give: splits are cut by it",
+            next="--task.seed, --task.train and --task.held",
+        )
     size = 2 * task.held + task.train
     try:
-        return create_dataset(task.dataset, **{"seed": task.seed, "size": size, **options})
-    except (TypeError, ValueError, AssertionError) as error:
-        raise ConfigError(
-            f"{task.dataset!r} refuses its options: {error}", where=", ".join(task.options)
-        ) from None
+        return create_dataset(task.dataset, seed=task.seed, size=size, **options)
+    except Exception as error:  # code of others: what it raises is not agreed
+        raise refused(task, error) from None
+
+
+def refused(task: ReasoningGym, error: Exception) -> ConfigError:
+    """What to say where a data set raises."""
+    return ConfigError(
+        f"{task.dataset!r} fails with its options: {type(error).__name__}: {error}",
+        where=", ".join(task.options) or "no options",
+        next="other --task.options, or another --task.dataset",
+    )
 
 
 def runs_text(dataset: type) -> list[str]:
@@ -169,8 +181,16 @@ def runs_text(dataset: type) -> list[str]:
 
 @functools.lru_cache(4096)
 def entry_of(task: ReasoningGym, place: int) -> dict[str, Any]:
-    """Problem `place` of a data set: some take 50 ms to make, and every rollout is judged by it."""
-    return source(task)[place]
+    """Problem `place` of a data set: some take 50 ms to make, and every rollout is judged by it.
+
+    Raises:
+        ConfigError: the data set was made, and its options do not work after all.
+    """
+    data = source(task)
+    try:
+        return data[place]
+    except Exception as error:
+        raise refused(task, error) from None
 
 
 @functools.lru_cache(8)

@@ -195,8 +195,8 @@ def run_cell(sweep: Sweep, name: str, units: int, arguments: SweepArguments) -> 
     begun, load = time.monotonic(), os.getloadavg()[0]
 
     def train(index: int, config: Config, seeds: tuple[int, ...], what: str) -> list[Outcome]:
-        shown = f"{name}, {units} units, lr {config.optim.lr:g}, {index + 1} of {len(configs)}"
-        Progress(1, arguments.quiet).note(f"{shown}: {what}")
+        which = f"{name}, {units} units, lr {config.optim.lr:g}, {index + 1} of {len(configs)}"
+        Progress(1, arguments.quiet).note(f"{which}: {what}")
         folder = arguments.run_dir / "nets" / f"{label}-{index}-{what}"
         return train_seeds(Nets(config, seeds), folder, quiet=arguments.quiet)
 
