@@ -22,10 +22,13 @@ from fastweights.tasks.retrieval import Retrieval
 
 @dataclasses.dataclass(frozen=True)
 class Optim:
-    """The slow weights' optimiser: Adam after clipping by global norm.
+    """The slow weights' optimiser, after clipping by global norm.
 
     Attributes:
-        lr: peak learning rate.
+        method: "adam", or "muon" (Jordan et al. 2024): the momentum of every matrix is made
+            orthogonal, and Adam has the rest, embeddings and heads too. In language models a loss
+            takes it fewer updates.
+        lr: peak learning rate; one for both, since Muon's steps have the size of Adam's.
         schedule: "constant", or "cosine" to zero over `decay_steps`.
         decay_steps: updates the cosine takes. Its own number and not `train.steps`, so that a run
             can be made longer, or stopped early and resumed, without changing what it has done.
@@ -34,6 +37,7 @@ class Optim:
         weight_decay: decoupled weight decay.
     """
 
+    method: Literal["adam", "muon"] = "adam"
     lr: float = 3e-3
     schedule: Literal["constant", "cosine"] = "constant"
     decay_steps: int = 100_000

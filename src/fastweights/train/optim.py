@@ -1,8 +1,19 @@
 """The slow optimiser, from its config."""
 
-import optax
+from typing import Any
 
+import jax
+import optax
+from optax.contrib import MuonDimensionNumbers, muon
+
+from fastweights.models.decoder_mesh import path_name
 from fastweights.train.config import Optim
+
+#: not for Muon: an embedding's rows and a head's columns are each a token's own, a depthwise
+#: convolution's rows each a channel's
+ROW_BY_ROW = ("embed", "head", "conv")
+#: root mean square of Muon's steps before the learning rate: about Adam's (arXiv 2502.16982)
+MUON_RMS = 0.2
 
 
 def learning_rate(config: Optim) -> optax.Schedule:
@@ -17,10 +28,35 @@ def learning_rate(config: Optim) -> optax.Schedule:
 
 
 def optimizer(config: Optim) -> optax.GradientTransformation:
-    """Adam (Kingma & Ba 2015), with clipping by global norm and decoupled weight decay if asked."""
+    """Adam (Kingma & Ba 2015) or Muon, with clipping and decoupled weight decay if asked.
+
+    Muon is that of Jordan et al. 2024 (kellerjordan.github.io/posts/muon), its steps scaled as in
+    Liu et al. 2025 (arXiv 2502.16982); Adam has Nesterov momentum beside it.
+    """
+    rate, decay = learning_rate(config), config.weight_decay
     steps = [] if config.clip is None else [optax.clip_by_global_norm(config.clip)]
+    if config.method == "muon":
+        matrix = {"muon_weight_dimension_numbers": matrices, "consistent_rms": MUON_RMS}
+        steps.append(muon(rate, weight_decay=decay, adam_weight_decay=decay, **matrix))
+        return optax.chain(*steps)
     steps.append(optax.scale_by_adam())
-    if config.weight_decay:
-        steps.append(optax.add_decayed_weights(config.weight_decay))
-    steps.append(optax.scale_by_learning_rate(learning_rate(config)))
+    if decay:
+        steps.append(optax.add_decayed_weights(decay))
+    steps.append(optax.scale_by_learning_rate(rate))
     return optax.chain(*steps)
+
+
+def matrices(params: Any) -> Any:
+    """Which axes of each parameter are a matrix for Muon; None for those that it does not take.
+
+    Those are vectors, convolutions, embeddings and heads. A decoder's layers are stacked
+    along a first axis, and each has its own matrix.
+    """
+
+    def axes(keys: tuple[Any, ...], leaf: Any) -> MuonDimensionNumbers | None:
+        path = path_name(keys).split(".")
+        first = int("blocks" in path)
+        plain = leaf.ndim - first == 2 and not set(path) & set(ROW_BY_ROW)
+        return MuonDimensionNumbers(first, first + 1) if plain else None
+
+    return jax.tree_util.tree_map_with_path(axes, params)
