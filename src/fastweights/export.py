@@ -1,31 +1,37 @@
-"""The model of a run as a directory in Hugging Face layout, with its tokenizer."""
+"""The model of a run as a directory in Hugging Face layout, with its tokenizer and prompts."""
 
 import json
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
 
 from fastweights import hf
+from fastweights.fastslow import report
 from fastweights.hf.config import read_json
 from fastweights.hf.files import directory
 from fastweights.hf.saving import copy_tokenizer, refuse_to_overwrite
-from fastweights.pretrained import load_run, stop_tokens
+from fastweights.pretrained import is_run, load_run, stop_tokens
 from fastweights.tasks import bytes_file
 from fastweights.tasks.hint_corpus import HintCorpus
 from fastweights.tasks.language import Language
 from fastweights.tasks.text_tokens import load_tokenizer
 from fastweights.train.config import Config
+from fastweights.train.run_dir import load_config, load_json, write_text
 
 
 def export_run(run_dir: str | Path, path: str | Path, which: str = "best") -> int:
     """Write the model of a run.
 
-    Other keys of config.json are those of the checkpoint that the run started from, if it did.
+    Other keys of config.json are those of the checkpoint that the run started from, if it did. A
+    policy of fast-slow training comes with `prompts.json`, its prompts, the best one first.
 
     Args:
         run_dir: the run.
         path: a directory that does not exist yet, or is empty.
-        which: "best" by the validation score, or "last".
+        which: "best" by the validation score, or "last", which a policy always is.
 
     Returns:
         The step that was written.
@@ -37,11 +43,39 @@ def export_run(run_dir: str | Path, path: str | Path, which: str = "best") -> in
         DataError: the run's tokenizer is not there.
     """
     refuse_to_overwrite(Path(path).expanduser())
+    if report.is_fast_slow(run_dir):
+        return export_policy(run_dir, Path(path).expanduser())
     config, task, model, step = load_run(run_dir, which)
     with tempfile.TemporaryDirectory() as folder:
         lend(config, task, Path(folder))
         hf.save(model, path, like=folder)
     return step
+
+
+def export_policy(run_dir: str | Path, path: Path) -> int:
+    """`export_run` of fast-slow training; the step is the number of updates."""
+    run, at = report.load(run_dir)
+    origin = Path(run.config.base).expanduser()
+    with tempfile.TemporaryDirectory() as folder:
+        if is_run(origin):
+            # a policy may itself have started from a policy
+            while report.is_fast_slow(origin):
+                origin = Path(load_json(origin / "config.json")["base"]).expanduser()
+            config = load_config(origin)
+            lend(config, cast(Any, config.task), Path(folder))
+            origin = Path(folder)
+        hf.save(run.policy.model, path, like=origin)
+    means = run.population.means
+    known = np.isfinite(means) & (run.population.scores is not None)
+    members = [
+        {
+            "prompt": dict(run.population.members[i].components),
+            "score": float(means[i]) if known[i] else None,
+        }
+        for i in np.argsort(-means, kind="stable")
+    ]
+    write_text(path / "prompts.json", json.dumps(members, indent=2) + "\n")
+    return at.updates + (at.cycle is None)
 
 
 def lend(config: Config, task: Language | HintCorpus, folder: Path) -> None:

@@ -50,7 +50,8 @@ def load(
 
     Args:
         path: a directory in Hugging Face layout with a tokenizer.json, or a run directory, of which
-            the best checkpoint is taken, or the last where none was scored.
+            the best checkpoint is taken, or the last where none was scored, as of a run of
+            fast-slow training, whose weights are the policy's.
         dtype: of a Hugging Face checkpoint; a run has its own.
         ttt: False switches test-time training off.
         mesh: where the weights go, split over `fsdp` and `tensor`; None is one device.
@@ -63,6 +64,12 @@ def load(
     """
     folder = Path(path).expanduser()
     if is_run(folder):
+        # it begins with its base model, which this module loads
+        from fastweights.fastslow import report
+
+        if report.is_fast_slow(folder):
+            policy = report.load(folder, mesh)[0].policy
+            return policy if ttt else policy._replace(model=without_ttt(policy.model))
         run = load_run(folder, mesh=mesh)
         model = run.model if ttt else without_ttt(run.model)
         return Pretrained(model, run.task.tokens, stop_tokens(run.config))

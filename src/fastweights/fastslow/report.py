@@ -1,9 +1,13 @@
 """What a finished run has learned, and in which of its two memories."""
 
 import contextlib
+import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
+
+import jax
 
 from fastweights.errors import ConfigError
 from fastweights.fastslow.config import FastSlow, Tick, timeline
@@ -13,7 +17,8 @@ from fastweights.fastslow.run import Run, begin
 from fastweights.tasks.prompted import Prompt
 from fastweights.train import run_dir as runs
 from fastweights.train.checkpoint import Checkpoints
-from fastweights.train.config import from_json
+from fastweights.train.config import Mesh, from_json
+from fastweights.train.mesh import make_mesh
 from fastweights.train.progress import warn
 
 
@@ -26,8 +31,13 @@ def is_fast_slow(run_dir: str | Path) -> bool:
         return False
 
 
-def load(run_dir: str | Path) -> tuple[Run, Tick]:
+def load(run_dir: str | Path, mesh: jax.sharding.Mesh | None = None) -> tuple[Run, Tick]:
     """A run as its newest checkpoint has it, and the last thing that it has done.
+
+    Args:
+        run_dir: the run's directory.
+        mesh: where it goes; None is the mesh it was trained on, or one device where there are not
+            as many.
 
     Raises:
         ConfigError: it has no checkpoint yet, or its base model is not there.
@@ -35,7 +45,9 @@ def load(run_dir: str | Path) -> tuple[Run, Tick]:
     """
     folder = Path(run_dir)
     config = from_json(runs.load_json(folder / "config.json"), FastSlow)
-    run = begin(config)
+    if mesh is None and math.prod(dataclasses.astuple(config.mesh)) > jax.device_count():
+        mesh = make_mesh(Mesh())
+    run = begin(config, mesh)
     with Checkpoints(folder / "checkpoints", report=warn) as saves:
         done = restore(run, saves, fingerprint(run.base.model), folder)
     if not done:

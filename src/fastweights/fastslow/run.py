@@ -39,6 +39,11 @@ class Run:
     #: what judges answers in a process of its own, and the task it does so for
     verifier: tuple[Any, Verifier] | None = None
 
+    @property
+    def policy(self) -> pretrained.Pretrained:
+        """The model that is trained, with what it shares with its base."""
+        return self.base._replace(model=self.state.model)
+
     def task(self, updates: int) -> Any:
         """The task after so many updates."""
         task = self.config.task
@@ -76,8 +81,12 @@ class Run:
         return make_proposer(self.config.proposer, task, self.base)
 
 
-def begin(config: FastSlow) -> Run:
+def begin(config: FastSlow, mesh: jax.sharding.Mesh | None = None) -> Run:
     """A run before its first tick.
+
+    Args:
+        config: of the run.
+        mesh: where it goes; None is the config's.
 
     Raises:
         ConfigError: there is no base model, it is no language model, or the mesh cannot be made or
@@ -92,7 +101,7 @@ def begin(config: FastSlow) -> Run:
             next="for the small world: fastweights train configs/fst_base.py --run-dir "
             f"{config.base}; or give --base the directory of a run or a Hugging Face checkpoint",
         )
-    mesh = make_mesh(config.mesh)
+    mesh = mesh or make_mesh(config.mesh)
     base = pretrained.load(config.base, mesh=mesh)
     task = config.task.at(0) if isinstance(config.task, Continual) else config.task
     first = cast(Any, task).oracle if config.prompt == "oracle" else task.seed_prompt
