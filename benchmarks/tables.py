@@ -13,6 +13,7 @@ import books
 import catch
 import decode_page
 import fst
+import fst_continual
 import gpu_page
 import harness
 import in_place_page
@@ -34,7 +35,7 @@ PAGES = {
     ROOT / "docs" / "catch.md": ("catch", "catch_grid"),
     ROOT / "docs" / "performance.md": ("in_place", "decode", "gpu"),
     ROOT / "docs" / "in_place_ttt.md": ("books",),
-    ROOT / "docs" / "fast_slow.md": ("fst_programs",),
+    ROOT / "docs" / "fast_slow.md": ("fst_programs", "fst_star_graph", "fst_continual"),
 }
 
 #: results of a benchmark's own page module
@@ -153,11 +154,45 @@ def fst_table(name: str) -> str:
     )
 
 
+def continual_table() -> str:
+    """Every task after every task, with their circumstances."""
+    if not fst_continual.OUT.exists():
+        return "Not run yet."
+    runs = load("fst_continual")["runs"]
+    shown = [run for name in fst_continual.ARMS for run in fst_continual.reported(runs, name)]
+    updates = span([str(r["updates"]) for r in runs])
+    return (
+        f"{fst_continual.table(runs, fst_continual.peaks(RESULTS))}\n\n"
+        f"Accuracy in %, mean and range over seeds; {updates} updates a task; {circumstances(shown)}"
+    )
+
+
+def draw_continual() -> None:
+    """Accuracy on the task of the moment."""
+    from matplotlib.figure import Figure
+
+    from fastweights import plot
+
+    if not fst_continual.OUT.exists():
+        return
+    runs = load("fst_continual")["runs"]
+    arms = {
+        name: [
+            [(x, y) for stage in run["stages"] for x, y in stage["curve"]]
+            for run in fst_continual.reported(runs, name)
+        ]
+        for name in fst_continual.ARMS
+    }
+    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    plot.stage_curves(figure.subplots(), arms, runs[0]["tasks"], runs[0]["updates"])
+    figure.savefig(ROOT / "docs" / "images" / "fst_continual.png", dpi=110)
+
+
 def draw_fast_slow() -> None:
     """Accuracy by rollouts and by divergence, of the arms with five seeds."""
     from fastweights import plot
 
-    for file in RESULTS.glob("fst_*.json"):
+    for file in sorted(set(RESULTS.glob("fst_*.json")) - {fst_continual.OUT}):
         runs = load(file.stem)["runs"]
         curves = {
             f"{name}, seed {run['seed']}": fst.points(run)
@@ -215,6 +250,8 @@ def render(name: str) -> str:
         return table([load("retrieval"), load("glimpses")])
     if name == "books":
         return books_table()
+    if name == "fst_continual":
+        return continual_table()
     if name.startswith("fst_"):
         return fst_table(name)
     if name in SPEED:
@@ -251,6 +288,7 @@ def main(arguments: Arguments) -> int:
         draw_catch()
         draw_books()
         draw_fast_slow()
+        draw_continual()
     if stale:
         print(("out of date: " if arguments.check else "written: ") + ", ".join(stale))
     return int(arguments.check and bool(stale))

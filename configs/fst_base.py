@@ -2,7 +2,7 @@
 
     fastweights train configs/fst_base.py --run-dir runs/fst_base
 
-6,000 updates, validation loss 0.494 nats.
+3,300 updates, validation loss 0.347 nats.
 Fast-slow training starts from it, see configs/fst_programs.py; its frozen copy is the reflector.
 """
 

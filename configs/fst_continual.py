@@ -14,7 +14,7 @@ from fastweights.tasks.programs import Programs
 from fastweights.tasks.star_graph import StarGraph
 
 config = FastSlow(
-    task=Continual((Conventions(), Programs(), StarGraph()), updates=102),
+    task=Continual((Conventions(), Programs(), StarGraph(stars=4, degree=4)), updates=102),
     base="runs/fst_base",
     train=dataclasses.replace(FastSlow.train, steps=306),
 )

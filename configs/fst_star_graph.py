@@ -5,11 +5,10 @@
     fastweights train configs/fst_star_graph.py --arm rl --run-dir runs/fst_star_graph_rl
     fastweights train configs/fst_star_graph.py --arm rl-easy --run-dir runs/fst_star_graph_easy
 
-Going forward, a path is right by chance once in 5^3 = 125; the reward is 1 or 0. The present base
-model cannot follow the hint at this size either: with `--arm rl-oracle` a run begins below 1 %.
+Going forward, a path is right by chance once in 4^4 = 256; the reward is 1 or 0.
 """
 
 from fastweights.fastslow.config import FastSlow
 from fastweights.tasks.star_graph import StarGraph
 
-config = FastSlow(task=StarGraph(), base="runs/fst_base")
+config = FastSlow(task=StarGraph(stars=4, degree=4), base="runs/fst_base")

@@ -42,6 +42,20 @@ def test_reward_curves_show_every_seed_and_their_median():
         plot.reward_curves(Figure().subplots(), {"a": [seeds[0], seeds[1][:1]]})
 
 
+def test_stage_curves_say_which_task_it_was():
+    """Accuracies 0, 1 and 0.5 at the end, in %: median 50; a line where the task changes."""
+    seeds = [[(6, 0.25), (12, end)] for end in (0.0, 1.0, 0.5)]
+    ax = plot.stage_curves(Figure().subplots(), {"a": seeds}, ["one", "two"], 6)
+    np.testing.assert_array_equal(ax.lines[3].get_xydata(), [[6, 25], [12, 50]])
+    assert list(ax.lines[4].get_xdata()) == [6, 6] and ax.get_xlim() == (0, 12)
+    assert [text.get_text() for text in ax.texts] == ["one", "two"]
+    assert [text.get_position()[0] for text in ax.texts] == [3, 9]
+    with pytest.raises(ConfigError, match="same updates"):
+        plot.stage_curves(Figure().subplots(), {"a": [seeds[0], seeds[1][:1]]}, ["one"], 6)
+    with pytest.raises(ConfigError, match="where: a"):
+        plot.stage_curves(Figure().subplots(), {"a": [[(6, 25.0)]]}, ["one"], 6)
+
+
 def test_context_curves_have_a_band_of_one_standard_error():
     """Means 2 and 1 with errors 0.5 and nan: bands 1.5 to 2.5 and none; no line at zero."""
     curve = Curve(np.array([0, 128]), np.array([2.0, 1.0]), np.array([0.5, np.nan]), 3)

@@ -79,16 +79,7 @@ def reward_curves(
     Raises:
         ConfigError: seeds of one arm that were measured at different games, or no seed.
     """
-    for i, (name, seeds) in enumerate(arms.items()):
-        if not seeds or len({tuple(games for games, _ in curve) for curve in seeds}) != 1:
-            raise ConfigError(f"the seeds of {name!r} were not measured at the same games")
-        colour, dash = LINES[i % len(LINES)]
-        games = np.asarray([point[0] for point in seeds[0]]) / 1e3
-        rewards = np.asarray([[reward for _, reward in curve] for curve in seeds])
-        ax.plot(games, rewards.T, color=colour, linewidth=0.5, alpha=0.5)
-        label = f"{name}, {len(seeds)} seeds" if len(seeds) > 1 else name
-        median = np.median(rewards, axis=0)
-        ax.plot(games, median, color=colour, linestyle=dash, linewidth=2, label=label)
+    _seeds(ax, arms, "games", across=1e-3)
     if chance is not None:
         label = f"chance: {chance:.2f}"
         ax.axhline(chance, color="0.4", linewidth=0.8, linestyle=(0, (1, 2)), label=label)
@@ -96,6 +87,42 @@ def reward_curves(
     ax.set_xlim(left=0)
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(frameon=False, loc="lower right")
+    return ax
+
+
+def stage_curves(
+    ax: Axes,
+    arms: Mapping[str, Sequence[Sequence[tuple[int, float]]]],
+    tasks: Sequence[str],
+    updates: int,
+) -> Axes:
+    """Accuracy on the task of the moment, an arm a colour: every seed thin, their median thick.
+
+    Args:
+        ax: what to draw into.
+        arms: name -> one curve per seed, each (updates, accuracy), at the same updates; accuracies
+            are fractions from 0 to 1 and drawn in %.
+        tasks: names of the tasks, in their order.
+        updates: of each task.
+
+    Returns:
+        `ax`.
+
+    Raises:
+        ConfigError: seeds of one arm that were measured at different updates, no seed, or an
+            accuracy outside 0 to 1.
+    """
+    for name, seeds in arms.items():
+        _check_fractions(np.asarray([y for curve in seeds for _, y in curve]), name)
+    _seeds(ax, arms, "updates", up=100)
+    for i, task in enumerate(tasks):
+        if i:
+            ax.axvline(i * updates, color="0.4", linewidth=0.8, linestyle=(0, (1, 2)))
+        ax.text((i + 0.5) * updates, 103, task, ha="center", fontsize="small")
+    ax.set(xlabel="updates", ylabel="accuracy on the task (%)", ylim=(0, 100))
+    ax.set_xlim(0, len(tasks) * updates)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(frameon=False, loc="upper left")
     return ax
 
 
@@ -262,10 +289,30 @@ def order_of_units(settled: np.ndarray) -> np.ndarray:
     return np.lexsort((peak, silent))
 
 
+def _seeds(
+    ax: Axes,
+    arms: Mapping[str, Sequence[Sequence[tuple[int, float]]]],
+    what: str,
+    across: float = 1.0,
+    up: float = 1.0,
+) -> None:
+    """Every seed's curve thin, their median thick; `across` and `up` scale the axes."""
+    for i, (name, seeds) in enumerate(arms.items()):
+        if not seeds or len({tuple(x for x, _ in curve) for curve in seeds}) != 1:
+            raise ConfigError(f"the seeds of {name!r} were not measured at the same {what}")
+        colour, dash = LINES[i % len(LINES)]
+        there = across * np.asarray([point[0] for point in seeds[0]])
+        values = up * np.asarray([[value for _, value in curve] for curve in seeds])
+        ax.plot(there, values.T, color=colour, linewidth=0.5, alpha=0.5)
+        label = f"{name}, {len(seeds)} seeds" if len(seeds) > 1 else name
+        median = np.median(values, axis=0)
+        ax.plot(there, median, color=colour, linestyle=dash, linewidth=2, label=label)
+
+
 def _check_fractions(values: np.ndarray, name: str) -> None:
     if not ((values >= 0) & (values <= 1)).all():
         raise ConfigError(
-            "errors must be fractions from 0 to 1",
+            "values must be fractions from 0 to 1",
             where=name,
             cause="they are in % already",
             next="divide them by 100",

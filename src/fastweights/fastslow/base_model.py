@@ -22,6 +22,6 @@ def base_config() -> Config:
             max_length=256,
             initializer_range=0.1,
         ),
-        optim=Optim(lr=3e-3, schedule="cosine", decay_steps=6_000, warmup=100, clip=1.0),
-        train=Train(steps=6_000, batch=16, eval_every=500, checkpoint_every=500, log_every=50),
+        optim=Optim("muon", lr=5e-3, schedule="cosine", decay_steps=3_300, warmup=100, clip=1.0),
+        train=Train(steps=3_300, batch=16, eval_every=500, checkpoint_every=500, log_every=50),
     )

@@ -13,7 +13,14 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from fastweights.tasks.haystack import Draw
-from fastweights.tasks.hints import SPLITS, first_difference, inverse_text, matching, split_of
+from fastweights.tasks.hints import (
+    SPLITS,
+    Document,
+    first_difference,
+    inverse_text,
+    matching,
+    split_of,
+)
 from fastweights.tasks.prompted import Problem, Prompt, Score
 
 OPERATORS = "@#&"
@@ -154,23 +161,28 @@ def random_chain(draw: Draw, steps: int) -> str:
     return chain
 
 
-def random_document(draw: Draw) -> tuple[str, str]:
-    """A hint, a chain of 1 to 5 steps and its running value.
+def random_document(draw: Draw, most: int = 4) -> Document:
+    """A hint, and 1 to `most` chains of 1 to 3 steps with their running values.
 
-    Each operator is left out of the hint with probability 1/4: the answer is then that of some
-    meaning.
+    In a fourth of the hints half of the operators are missing: the answers are then those of some
+    meanings.
     """
     meanings = {name: MEANINGS[draw.below(len(MEANINGS))] for name in OPERATORS}
-    said = {name: meaning if draw.below(4) else "" for name, meaning in meanings.items()}
-    chain = random_chain(draw, 1 + draw.below(5))
-    return f"{hint(said)}|{chain}=", evaluate(meanings, chain)
+    gaps = draw.below(4) == 0
+    said = {name: "" if gaps and draw.below(2) else x for name, x in meanings.items()}
+    turns = []
+    for i in range(1 + draw.below(most)):
+        chain = random_chain(draw, 1 + draw.below(3))
+        before = "" if i else f"{hint(said)}|"
+        turns.append((f"{before}{chain}=", evaluate(meanings, chain)))
+    return turns
 
 
-def inverse_document(draw: Draw, pairs: int = 3) -> tuple[str, str]:
+def inverse_document(draw: Draw, pairs: int = 3) -> Document:
     """Single steps of one operator and their values, then its meaning."""
     operator, meaning = OPERATORS[draw.below(3)], MEANINGS[draw.below(len(MEANINGS))]
     shown = []
     for _ in range(pairs):
         a, b = draw.below(10), draw.below(10)
         shown.append((f"{a}{operator}{b}", str(value(meaning, a, b))))
-    return inverse_text(shown), meaning
+    return [(inverse_text(shown), meaning)]

@@ -1,8 +1,8 @@
 """What the small world's base model is trained on: hints and what they stand for, and back.
 
-A document is a hint, a problem and its answer (`programs`, `conventions`, `star_graph`), or solved
-problems and the hint that explains them, which makes the same model a reflector. The language of
-the hints is all there; which rule will be hidden in a task is not.
+A document is a hint and some problems with their answers (`programs`, `conventions`, `star_graph`),
+or solved problems and the hint that explains them, which makes the same model a reflector. The
+language of the hints is all there; which rule will be hidden in a task is not.
 """
 
 import dataclasses
@@ -20,13 +20,13 @@ from fastweights.models.decoder_config import problems as decoder_problems
 from fastweights.tasks import conventions, programs, star_graph
 from fastweights.tasks.base import Data
 from fastweights.tasks.haystack import Draw
-from fastweights.tasks.hints import SPLITS
+from fastweights.tasks.hints import SPLITS, Document
 from fastweights.tasks.language import head_losses, mean
 from fastweights.tasks.packing import pack
 from fastweights.tasks.text_tokens import Bytes
 
-#: name of a kind -> makes one document, (what is given, what is asked)
-KINDS: dict[str, Callable[[Draw], tuple[str, str]]] = {
+#: name of a kind -> makes one document
+KINDS: dict[str, Callable[[Draw], Document]] = {
     "programs": programs.random_document,
     "conventions": conventions.random_document,
     "star_graph": star_graph.random_document,
@@ -50,7 +50,7 @@ class HintCorpus:
         seed: of the documents.
     """
 
-    weights: tuple[int, ...] = (8, 4, 4, 3, 1, 1)
+    weights: tuple[int, ...] = (6, 5, 7, 2, 1, 1)
     examples: int = 300_000
     held_out: int = 2_000
     length: int = 128
@@ -82,8 +82,8 @@ class HintCorpus:
         """The tokenizer."""
         return Bytes()
 
-    def documents(self, split: str) -> list[tuple[str, str]]:
-        """The documents of a split, (what is given, what is asked)."""
+    def documents(self, split: str) -> list[Document]:
+        """The documents of a split."""
         makers = [
             make
             for make, times in zip(KINDS.values(), self.weights, strict=True)
@@ -95,9 +95,13 @@ class HintCorpus:
 
     def load(self, split: str, data: Data) -> dict[str, np.ndarray]:
         """See `Task.load`: `inputs`, `target` and `segment_ids`, int32 `[N, length]`."""
-        pairs = self.documents(split)
-        tokens = [self.tokens.encode(given + asked + END) for given, asked in pairs]
-        return pack(tokens, self.length, [len(given) for given, _ in pairs])
+        tokens, asked = [], []
+        for document in self.documents(split):
+            parts = [(text, i == 1) for turn in document for i, text in enumerate(turn)]
+            texts = [self.tokens.encode(text + END if mine else text) for text, mine in parts]
+            tokens.append(np.concatenate(texts))
+            asked.append(np.repeat([mine for _, mine in parts], [len(x) for x in texts]))
+        return pack(tokens, self.length, asked)
 
     def build(self, model: DecoderConfig, rngs: nnx.Rngs) -> Decoder:
         """See `Task.build`."""

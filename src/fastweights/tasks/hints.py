@@ -2,6 +2,9 @@
 
 from collections.abc import Sequence
 
+#: a text of the corpus: parts in turn, (what is given, what is asked)
+Document = Sequence[tuple[str, str]]
+
 SPLITS = {"train": 0, "validation": 1, "test": 2}
 
 

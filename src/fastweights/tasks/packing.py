@@ -15,7 +15,9 @@ from fastweights.nn.cross_entropy import NO_TARGET
 Table = dict[str, np.ndarray]
 
 
-def pack(documents: Sequence[np.ndarray], length: int, given: Sequence[int] | None = None) -> Table:
+def pack(
+    documents: Sequence[np.ndarray], length: int, asked: Sequence[np.ndarray] | None = None
+) -> Table:
     """Rows with segment ids: all pairs of all documents, each in exactly one place.
 
     Pieces are taken in the order of the documents. One that fills no row goes to the row with the
@@ -25,8 +27,8 @@ def pack(documents: Sequence[np.ndarray], length: int, given: Sequence[int] | No
     Args:
         documents: `[n_i]` int each; those of fewer than 2 tokens have no pair.
         length: T >= 1.
-        given: how many tokens of each document are given, and so are nobody's target; the first
-            always is. None is 1 for all.
+        asked: `[n_i]` bool each, the tokens that are to be predicted; the first of a document never
+            is. None is all others.
 
     Returns:
         `inputs` int32 `[N, T]`, 0 where there is no token; `target` int32 `[N, T]`, the next token
@@ -60,8 +62,8 @@ def pack(documents: Sequence[np.ndarray], length: int, given: Sequence[int] | No
         piece, there = documents[index][start : start + size + 1], slice(column, column + size)
         segments[row] += 1
         inputs[row, there], target[row, there] = piece[:-1], piece[1:]
-        if given is not None:
-            target[row, column : column + min(size, max(0, given[index] - 1 - start))] = NO_TARGET
+        if asked is not None:
+            target[row, there][~asked[index][start + 1 : start + size + 1]] = NO_TARGET
         segment_ids[row, there] = segments[row]
     return {"inputs": inputs, "target": target, "segment_ids": segment_ids}
 

@@ -14,7 +14,14 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from fastweights.tasks.haystack import Draw
-from fastweights.tasks.hints import SPLITS, first_difference, inverse_text, matching, split_of
+from fastweights.tasks.hints import (
+    SPLITS,
+    Document,
+    first_difference,
+    inverse_text,
+    matching,
+    split_of,
+)
 from fastweights.tasks.prompted import Problem, Prompt, Score
 
 OPERATIONS = "rtinw"
@@ -179,24 +186,24 @@ def random_word(draw: Draw) -> str:
     return word
 
 
-def random_document(draw: Draw, digits: int = 5) -> tuple[str, str]:
-    """A hint, a number and its rewriting, as (what is given, what is asked).
+def random_document(draw: Draw, most: int = 3, digits: int = 5) -> Document:
+    """A hint, and 1 to `most` numbers with their rewriting.
 
-    Half of the hints have both clauses, a sixth of them has none; a missing clause leaves the rule
-    open, and the answer is that of some rule.
+    Two thirds of the hints have both clauses, a twelfth of them has none; a missing clause leaves
+    the rule open, and the answers are those of some rule.
     """
-    said = draw.below(6)
-    odd, even = random_word(draw), random_word(draw)
-    prompt = {
-        "odd": odd if said in (0, 1, 2, 3) else "",
-        "even": even if said in (0, 1, 2, 4) else "",
-    }
-    query = "".join(str(draw.below(10)) for _ in range(digits))
-    answer = apply({"odd": odd, "even": even}[slice_of(query)], query)
-    return f"{hint(prompt)}|{query}=", answer
+    words = {"odd": random_word(draw), "even": random_word(draw)}
+    missing = [(), (), (), (), ("odd",), ("even",)][draw.below(6)] if draw.below(12) else CLAUSES
+    prompt = {name: "" if name in missing else word for name, word in words.items()}
+    turns = []
+    for i in range(1 + draw.below(most)):
+        query = "".join(str(draw.below(10)) for _ in range(digits))
+        before = "" if i else f"{hint(prompt)}|"
+        turns.append((f"{before}{query}=", apply(words[slice_of(query)], query)))
+    return turns
 
 
-def inverse_document(draw: Draw, pairs: int = 3, digits: int = 5) -> tuple[str, str]:
+def inverse_document(draw: Draw, pairs: int = 3, digits: int = 5) -> Document:
     """Numbers of one parity and what a word makes of them, then the word."""
     word, parity = random_word(draw), draw.below(2)
     shown = []
@@ -204,4 +211,4 @@ def inverse_document(draw: Draw, pairs: int = 3, digits: int = 5) -> tuple[str, 
         first = 2 * draw.below(5) + parity
         query = str(first) + "".join(str(draw.below(10)) for _ in range(digits - 1))
         shown.append((query, apply(word, query)))
-    return inverse_text(shown), word
+    return [(inverse_text(shown), word)]

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
 from fastweights.tasks.haystack import Draw
-from fastweights.tasks.hints import SPLITS, inverse_text
+from fastweights.tasks.hints import SPLITS, Document, inverse_text
 from fastweights.tasks.prompted import Problem, Prompt, Score
 
 NODES = "abcdefghijklmnopqrstuvwxyz"
@@ -166,16 +166,37 @@ def hint(prompt: Prompt) -> str:
     return prompt["strategy"] or "."
 
 
-def random_document(draw: Draw) -> tuple[str, str]:
-    """A strategy, an easy graph and its path that way; without a strategy the path goes forward."""
-    said = ("", "f", "b", "b")[draw.below(4)]
-    stars, arm = 1 + draw.below(3), 1 + draw.below(2)
-    graph = random_graph(draw, stars, 2 + draw.below(3), arm)
-    return f"{hint({'strategy': said})}|{graph.query}=", written(graph.path, said)
+def wandered(draw: Draw, graph: Graph) -> str:
+    """A way from the start to some end, every arm as likely: all that going forward can know."""
+    children: dict[str, list[str]] = {}
+    for a, b in graph.edges:
+        children.setdefault(a, []).append(b)
+    path = graph.path[0]
+    while path[-1] in children:
+        path += draw.choice(children[path[-1]])
+    return path
 
 
-def inverse_document(draw: Draw) -> tuple[str, str]:
-    """A graph and a path written one way, then the strategy that writes so."""
+def answered(draw: Draw, graph: Graph, strategy: str) -> str:
+    """An answer as the corpus has it: right going back; going forward each arm is a guess.
+
+    Were it right in both, the model would be taught to look ahead, and at the size of a task it
+    cannot: what is left of that is how to write a path.
+    """
+    path = graph.path if strategy == "b" else wandered(draw, graph)
+    return written(path, strategy)
+
+
+def random_document(draw: Draw) -> Document:
+    """A strategy, a graph of up to 20 edges and an answer written that way, or forward."""
+    said = ("", "f", "b", "b", "b")[draw.below(5)]
+    degree = 1 + draw.below(4)
+    graph = random_graph(draw, 1 + draw.below(min(6, 20 // degree)), degree, 1)
+    return [(f"{hint({'strategy': said})}|{graph.query}=", answered(draw, graph, said))]
+
+
+def inverse_document(draw: Draw) -> Document:
+    """A graph and an answer written one way, then the strategy that writes so."""
     strategy = STRATEGIES[draw.below(2)]
     graph = random_graph(draw, 1 + draw.below(2), 2 + draw.below(2), 1)
-    return inverse_text([(graph.query, written(graph.path, strategy))]), strategy
+    return [(inverse_text([(graph.query, answered(draw, graph, strategy))]), strategy)]

@@ -1,0 +1,139 @@
+"""benchmarks/fst_continual.py: its table, and a small run of it that is stopped between tasks."""
+
+import dataclasses
+import importlib
+import json
+
+import pytest
+from support import ROOT
+
+from fastweights.fastslow.base_model import base_config
+from fastweights.fastslow.config import FastSlow
+from fastweights.fastslow.evolution import Evolution
+from fastweights.fastslow.objective import PolicyGradient
+from fastweights.tasks.continual import Continual
+from fastweights.tasks.conventions import Conventions
+from fastweights.tasks.programs import Programs
+from fastweights.train import train
+from fastweights.train.config import Train
+
+TASKS = ["Conventions", "Programs"]
+
+
+@pytest.fixture
+def continual(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module("fst_continual")
+
+
+def made(arm, seed, accuracies, probes, lr=1e-3):
+    """A run of two tasks of 12 updates, evaluated twice in each."""
+    stages = [
+        {
+            "task": task,
+            "curve": [[12 * i + 6, known[i] / 2], [12 * i + 12, known[i]]],
+            "scores": {t: {"accuracy_own": known[j]} for j, t in enumerate(TASKS)},
+            "probe": [[0, 0.0], [6, probes[i]]],
+        }
+        for i, (task, known) in enumerate(zip(TASKS, accuracies, strict=False))
+    ]
+    start = {"scores": {t: {"accuracy_own": 0.0} for t in TASKS}, "probe": [[0, 0.0], [6, 0.25]]}
+    run = {"arm": arm, "lr": lr, "seed": seed, "updates": 12, "tasks": TASKS, "base": "0" * 12}
+    return run | {"stages": stages, "start": start}
+
+
+def test_the_table_has_every_task_after_every_task(continual):
+    runs = [
+        made("fst", 100, [(1, 0), (1, 1)], (0, 0)),
+        made("fst", 100, [(0.5, 0), (1, 1)], (0, 0), lr=3e-4),
+        made("fst", 0, [(0.5, 0), (0.25, 1.0)], (0.5, 0.75)),
+        made("fst", 1, [(1.0, 0), (0.75, 0.5)], (0.25, 0.25)),
+        made("fst", 2, [(1.0, 0)], (1.0,)),  # still on its way
+        made("rl", 0, [(0.25, 0), (0.0, 0.25)], (0.0, 0.0), lr=3e-4),
+    ]
+    assert continual.best_rate(runs, "fst") == 1e-3
+    assert continual.best_rate(runs, "rl") is None
+    lines = continual.table(runs, {"Programs": 1.0}).splitlines()
+    assert lines[2] == "| nothing | – | – | 0.0 (0-0) | 0.0 (0-0) | – | 25.0 (25-25) |"
+    first = "| Conventions | fst, lr 0.001 | 2 | 75.0 (50-100) | 0.0 (0-0) | not measured |"
+    assert lines[3] == first + " 37.5 (25-50) |"
+    # 90 % of 1.0: the seed with 0.5 half way and 1.0 at the end is there after 12 updates
+    second = "| Programs | fst, lr 0.001 | 2 | 50.0 (25-75) | 75.0 (50-100) | 12, 1 never |"
+    assert lines[5] == second + " 50.0 (25-75) |"
+    assert lines[6].startswith("| Programs | rl, lr 0.0003 | 1 | 0.0 (0-0) | 25.0 (25-25) | never")
+
+
+def test_peaks_are_of_the_single_tasks(continual, tmp_path):
+    fst = continual.fst
+    names = ["updates", "rollouts_slow", "rollouts_fast", "seconds", *fst.KEPT]
+    run = lambda seed, best: {
+        "arm": "fst",
+        "lr": 1e-3,
+        "seed": seed,
+        "proposer": "inductive",
+        "names": names,
+        "curve": [[6 * i, 0, 0, 0, y, 0, 0, 0, 0] for i, y in enumerate((0.0, best, best / 2))],
+    }
+    runs = {"runs": [run(0, 0.5), run(1, 1.0)]}
+    (tmp_path / "fst_star_graph.json").write_text(json.dumps(runs))
+    assert continual.peaks(tmp_path) == {"StarGraph": 0.75}
+
+
+def test_a_run_is_scored_after_every_task_and_goes_on(continual, monkeypatch, tmp_path, capsys):
+    base = base_config()
+    model = dataclasses.replace(
+        base.model, hidden=16, intermediate=16, layers=1, heads=1, kv_heads=1, head_dim=16
+    )
+    base = dataclasses.replace(
+        base,
+        task=dataclasses.replace(base.task, examples=100, held_out=5),
+        model=model,
+        train=Train(steps=1, batch=4, eval_every=1, checkpoint_every=1),
+    )
+    train(base, tmp_path / "base", quiet=True)
+    config = FastSlow(
+        task=Continual((Conventions(steps=1), Programs(digits=2)), updates=1),
+        base="",
+        rl=PolicyGradient(problems=2, rollouts=2),
+        evolution=Evolution(keep=1, every=1, proposals=1, minibatch=2, instances=2, samples=1),
+        train=Train(steps=2, eval_every=1, checkpoint_every=1, log_every=1),
+        evaluation=4,
+    )
+    monkeypatch.setattr(continual, "load_config", lambda path: config)
+    monkeypatch.setattr(continual, "PROBE", Programs(odd="i", even="n", digits=2))
+    options = continual.Options(
+        arms=("fst",),
+        seeds=1,
+        probe=1,
+        base=str(tmp_path / "base"),
+        out=tmp_path / "some.json",
+        runs=tmp_path / "runs",
+    )
+    stage = continual.stage
+
+    def stopped(config, number, *rest):
+        if number:
+            raise KeyboardInterrupt
+        return stage(config, number, *rest)
+
+    monkeypatch.setattr(continual, "stage", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        continual.main(options)
+    (run,) = json.loads(options.out.read_text())["runs"]
+    assert not continual.complete(run) and [s["task"] for s in run["stages"]] == ["Conventions"]
+
+    monkeypatch.setattr(continual, "stage", stage)
+    continual.main(options)
+    (done,) = json.loads(options.out.read_text())["runs"]
+    assert done["stages"][0] == run["stages"][0] and done["start"] == run["start"]
+    assert [s["curve"][0][0] for s in done["stages"]] == [1, 2]
+    for part in (done["start"], *done["stages"]):
+        assert set(part["scores"]) == set(TASKS)
+        assert [updates for updates, _ in part["probe"]] == [0, 1]
+    assert "after Programs: Conventions 0.000" in capsys.readouterr().out
+    monkeypatch.setattr(continual, "train_fast_slow", None)  # nothing is left to run
+    continual.main(options)
+    with pytest.raises(SystemExit, match="another experiment"):
+        continual.main(dataclasses.replace(options, updates=3))
+    with pytest.raises(SystemExit, match="'none'"):
+        continual.main(dataclasses.replace(options, arms=("none",)))
