@@ -35,7 +35,12 @@ PAGES = {
     ROOT / "docs" / "catch.md": ("catch", "catch_grid"),
     ROOT / "docs" / "performance.md": ("in_place", "decode", "gpu"),
     ROOT / "docs" / "in_place_ttt.md": ("books",),
-    ROOT / "docs" / "fast_slow.md": ("fst_programs", "fst_star_graph", "fst_continual"),
+    ROOT / "docs" / "fast_slow.md": (
+        "fst_programs",
+        "fst_star_graph",
+        "fst_conventions",
+        "fst_continual",
+    ),
 }
 
 #: results of a benchmark's own page module

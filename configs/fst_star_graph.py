@@ -8,7 +8,13 @@
 Going forward, a path is right by chance once in 4^4 = 256; the reward is 1 or 0.
 """
 
+import dataclasses
+
 from fastweights.fastslow.config import FastSlow
 from fastweights.tasks.star_graph import StarGraph
 
-config = FastSlow(task=StarGraph(stars=4, degree=4), base="runs/fst_base")
+config = FastSlow(
+    task=StarGraph(stars=4, degree=4),
+    base="runs/fst_base",
+    train=dataclasses.replace(FastSlow.train, steps=60),
+)
