@@ -167,8 +167,8 @@ def continual_table() -> str:
     shown = [run for name in fst_continual.ARMS for run in fst_continual.reported(runs, name)]
     updates = span([str(r["updates"]) for r in runs])
     return (
-        f"{fst_continual.table(runs, fst_continual.peaks(RESULTS))}\n\n"
-        f"Accuracy in %, mean and range over seeds; {updates} updates a task; {circumstances(shown)}"
+        f"{fst_continual.table(runs, fst_continual.peaks(RESULTS))}\n\nAccuracy in %, mean and "
+        f"range over seeds; {updates} updates a task; {circumstances(shown)}"
     )
 
 
