@@ -37,6 +37,8 @@ RATES = (1e-4, 3e-4, 1e-3)
 SWEEP_SEED = 100
 #: no weights move
 UNTRAINED = ("evolution",)
+#: below this accuracy RL only has learned nothing that others could be compared with
+LEARNED = 0.05
 #: scores of an evaluation that are kept
 KEPT = ("accuracy_own", "accuracy_seed", "kl_token_own", "kl_sequence_own", "kl_sequence_seed")
 
@@ -174,7 +176,10 @@ def reported(
 
 
 def peak(runs: list[dict[str, Any]]) -> float | None:
-    """What RL only reaches: the best accuracy of each seed's curve, the mean over seeds."""
+    """What RL only reaches: the best accuracy of each seed's curve, the mean over seeds.
+
+    None where it was not run.
+    """
     best = [max(column(r, "accuracy_own")) for r in reported(runs, "rl")]
     return statistics.fmean(best) if best else None
 
@@ -209,7 +214,8 @@ def table(runs: list[dict[str, Any]]) -> str:
         "KL, seed prompt | seed prompt: base, trained | evolved prompt: base, trained |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    level = peak(runs)
+    reached = peak(runs)
+    level = reached if reached is None or reached >= LEARNED else None
     rows = [(name, who) for name in ARMS for who in ("inductive", "directed", "blind", "self")]
     for name, who in rows:
         mine = reported(runs, name, who)
@@ -226,16 +232,20 @@ def table(runs: list[dict[str, Any]]) -> str:
             str(len(mine)),
             spread(last("accuracy_own")),
             f"{statistics.fmean(rollouts(r)[-1] for r in mine):,.0f}",
-            there([at and at.rollouts for at in (arrival(r, level) for r in mine)]),
+            "–"
+            if level is None
+            else there([at and at.rollouts for at in (arrival(r, level) for r in mine)]),
             f"{statistics.fmean(last('kl_sequence_own')):.2f}",
             f"{statistics.fmean(last('kl_sequence_seed')):.2f}",
             pair("seed"),
             pair("evolved"),
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    if level is not None:
-        lines += ["", f"RL's peak: {100 * level:.1f} %, the mean of its seeds' best."]
-    if pairs := matched(runs):
+    if reached is not None:
+        lines += ["", f"RL's peak: {100 * reached:.1f} %, the mean of its seeds' best."]
+    if reached is not None and level is None:
+        lines[-1] += " It has learned nothing: there is no accuracy to compare costs at."
+    if pairs := matched(runs) if level is not None else []:
         middle = lambda name: (
             f"{statistics.median(values := [getattr(x, name) for x in pairs]):.2g} "
             f"({min(values):.2g}-{max(values):.2g})"

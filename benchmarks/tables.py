@@ -35,10 +35,10 @@ PAGES = {
     ROOT / "docs" / "catch.md": ("catch", "catch_grid"),
     ROOT / "docs" / "performance.md": ("in_place", "decode", "gpu"),
     ROOT / "docs" / "in_place_ttt.md": ("books",),
-    ROOT / "docs" / "fast_slow.md": (
-        "fst_programs",
-        "fst_star_graph",
+    ROOT / "docs" / "fast_slow_measured.md": (
         "fst_conventions",
+        "fst_star_graph",
+        "fst_programs",
         "fst_continual",
     ),
 }

@@ -111,6 +111,17 @@ def test_costs_are_counted_to_what_rl_only_reaches(fst):
     assert fst.matched(never) == [] and "times the" not in fst.table(never)
 
 
+def test_nothing_is_compared_at_an_accuracy_of_nothing(fst):
+    """One lucky answer of RL only is no peak that others reach in so many rollouts."""
+    runs = [
+        made(fst, "rl", 0, [0.0, 0.0, 0.004]),
+        made(fst, "fst", 0, [0.0, 0.125, 0.25]),
+    ]
+    table = fst.table(runs)
+    assert "| 25.0 % (25-25) | 128 | – |" in table
+    assert "RL's peak: 0.4 %" in table and "learned nothing" in table and "times" not in table
+
+
 def test_runs_of_two_experiments_are_not_put_in_one_table(fst, monkeypatch, tmp_path):
     """Another base model, or another length: the file would compare what cannot be compared."""
     monkeypatch.setattr(fst.pretrained, "load", lambda path: SimpleNamespace(model=None))
