@@ -71,7 +71,7 @@ print("fast setting" if FAST else "full setting")
 # before a `|`, with dots where nothing is said.
 
 # %%
-task = Conventions(meanings="-<+", steps=3)
+task = Conventions(meanings="-<+", steps=2)
 
 for problem in task.problems("train", 3):
     empty, full = (task.text(prompt, problem) for prompt in (task.seed_prompt, task.oracle))
@@ -84,19 +84,20 @@ print(f"a sign may mean any of {' '.join(MEANINGS)}: {len(MEANINGS) ** 3} rules"
 #
 # ## 2. A model that knows the language
 #
-# The base model learns from made-up documents: a hint, a chain, its value. Every document has a
-# rule of its own, and any sign may be left out of its hint. Then the model can only guess among the
-# six meanings. So it learns what hints mean. It has no reason to prefer our rule to another.
+# The base model learns from made-up documents: a hint, and some chains with their values. Every
+# document has a rule of its own. Signs may be left out of its hint: then the model can only guess
+# among the six meanings, until an earlier chain of the document tells. So it learns what hints
+# mean. It has no reason to prefer our rule to another.
 
 # %%
-BASE_UPDATES = 20 if FAST else 1200
+BASE_UPDATES = 20 if FAST else 2000
 folder = tempfile.TemporaryDirectory()
 base = Path(folder.name) / "base"
 
 base_config = Config(
     task=HintCorpus(
         weights=tuple(int(kind == "conventions") for kind in KINDS),
-        examples=2_000 if FAST else 60_000,
+        examples=2_000 if FAST else 100_000,
         held_out=500,
         length=64,
     ),
@@ -105,7 +106,7 @@ base_config = Config(
         vocab=264,
         hidden=64,
         intermediate=128,
-        layers=2,
+        layers=3,
         heads=2,
         kv_heads=2,
         head_dim=32,
@@ -114,6 +115,7 @@ base_config = Config(
         initializer_range=0.1,
     ),
     optim=Optim(
+        method="muon",
         lr=5e-3,
         schedule="cosine",
         decay_steps=BASE_UPDATES,
@@ -146,27 +148,37 @@ for line in train(base_config, base, quiet=True).history:
 #
 # Who proposes? Here it is a stand-in for a strong language model: it knows what hints mean, sees
 # solved problems, and prefers edits that explain their answers. It does not know the rule.
-# (`docs/fast_slow.md` compares it with proposers that know less.)
+# (`docs/fast_slow_measured.md` compares it with proposers that know less.)
 #
-# The control is RL only: the same updates, with the empty prompt for ever.
+# The control is RL only: the same updates, with the empty prompt for ever. Each has the learning
+# rate that served it best in `docs/fast_slow_measured.md`.
 
 # %%
-UPDATES, EVERY = (2, 2) if FAST else (30, 6)
+UPDATES, EVERY = (2, 2) if FAST else (24, 6)
 
 fast_slow = FastSlow(
     task=task,
     base=str(base),
     evolution=Evolution(every=EVERY, proposals=1 if FAST else 6),
-    optim=Optim(lr=1e-3, clip=1.0),
     train=Train(
         steps=UPDATES, eval_every=EVERY, checkpoint_every=UPDATES, log_every=EVERY, keep_last=1
     ),
     evaluation=16 if FAST else 64,
 )
 NAMES = {"fst": "fast-slow", "rl": "RL only"}
+RATES = {"fst": 3e-4, "rl": 1e-3}  # of the weights
+
+
+def arms(config):
+    return {
+        name: dataclasses.replace(arm(config, name), optim=Optim(lr=RATES[name], clip=1.0))
+        for name in NAMES
+    }
+
+
 histories = {}
-for name in NAMES:
-    result = train_fast_slow(arm(fast_slow, name), Path(folder.name) / name, quiet=True)
+for name, config in arms(fast_slow).items():
+    result = train_fast_slow(config, Path(folder.name) / name, quiet=True)
     histories[name] = [line for line in result.history if "validation/accuracy_own" in line]
 
 # %% [markdown]
@@ -217,16 +229,16 @@ curves = {
 display(fw.plot.fast_slow(curves, f"prompts by {Inductive.description}"))
 
 # %% [markdown]
-# One evolution writes down the rule, and accuracy jumps. The weights then only have to get better
-# at following it. RL only has to find the rule in rewards, one small push at a time: after all its
-# updates it is not where fast-slow training was after the first six.
+# One evolution writes down the rule, and accuracy jumps to its end: this base model follows hints
+# so well that nothing is left for its weights to learn. RL only has to find the rule in rewards,
+# one small push at a time: after all its updates it is not where fast-slow training was after the
+# first six.
 #
 # The right panel is the other half of the story. RL only pays for every point of accuracy with
 # distance from the base model. Fast-slow training stays near it, under its own prompt: the prompt
-# has done most of the work, and a model that follows its prompt need not change much.
+# has done the work, and a model that follows its prompt need not change.
 #
-# This is one seed, one small world, and a helpful proposer. RL has not come to its end either: in
-# a run of 36 updates it had 52 %. With a learning rate of 3e-3 it learned nothing.
+# This is one seed, one small world, and a helpful proposer. RL has not come to its end either.
 #
 # ## 4. Which channel knows what
 #
@@ -252,25 +264,22 @@ for name in NAMES:
 
 # %% [markdown]
 # Read the first table by its corners. The base model with the evolved prompt is what the **fast**
-# channel knows. The trained weights with the empty prompt are what the **slow** channel knows. Both
-# together are best: the weights have become better readers of the prompt, and know little of the
-# rule without it.
+# channel knows: all that there is to know. The trained weights with the empty prompt are what the
+# **slow** channel knows. Where a model reads its hints less well the weights have a part of their
+# own, and both together are best (`docs/fast_slow_measured.md`).
 #
 # With RL only the two columns are the same, since there is no other prompt. All that it knows is in
 # its weights.
 #
 # The last lines are a warning. Fast-slow training is near the base model under the prompt that it
-# uses. Under the empty prompt it is even further away than RL only. Prompts that say little are
-# among the four too, and answers under them move the weights.
+# uses, and further away under the empty one. Prompts that say little are among the four too, and
+# answers under them move the weights.
 #
 # ## 5. The rule changes
 #
 # `Continual` puts tasks one after the other in one run. After half of the updates every sign has
 # another meaning: `@` is now the larger, `#` the sum and `&` the difference. Nobody is told. The
 # prompts and the weights are what they were.
-#
-# Each run has a learning rate of its own here. Fast-slow training needs less from its weights, and
-# gets a third of the rate. RL only learns next to nothing in this time with that, and keeps 1e-3.
 
 # %%
 EACH = 2 if FAST else 24
@@ -282,10 +291,8 @@ switch = dataclasses.replace(
         fast_slow.train, steps=2 * EACH, eval_every=min(3, EACH), checkpoint_every=2 * EACH
     ),
 )
-RATES = {"fst": 3e-4, "rl": 1e-3}  # of the weights
 switched = {}
-for name in NAMES:
-    config = dataclasses.replace(arm(switch, name), optim=Optim(lr=RATES[name], clip=1.0))
+for name, config in arms(switch).items():
     result = train_fast_slow(config, Path(folder.name) / f"{name}_switch", quiet=True)
     switched[name] = [line for line in result.history if "validation/accuracy_own" in line]
 
@@ -341,17 +348,13 @@ for name in NAMES:
 
 # %% [markdown]
 # The prompts follow the rule. Number 3, which states the old rule in full, is now worth less than
-# the empty prompt; the best of the four is number 1, and not by much. The first evolution finds the
-# meaning of two signs, the next one that of the third. The weights stand still in both.
+# the empty prompt, number 0. The first evolution finds the meaning of two signs, the next one that
+# of the third. The weights hardly move in that time.
 #
 # The weights do not follow. Those of RL only still answer by the old rule when they are right at
-# all, and after as many updates have next to nothing of the new one. Those of fast-slow training
-# know neither rule: the old one was only ever in the prompt, and nothing has to be unlearned. That
-# is the reason for two speeds. What changes should be where it is easily changed.
-#
-# It is not free. Weights that have moved far under one prompt read the next one less well. When we
-# gave fast-slow training the rate of 1e-3 here too, it was better before the switch, 91 %, and
-# worse after it: 57 %, 31 % and 52 % after 36, 42 and 48 updates.
+# all, and after as many updates have nothing of the new one. Those of fast-slow training know
+# little of either: the old one was in the prompt, and not much has to be unlearned. That is the
+# reason for two speeds. What changes should be where it is easily changed.
 #
 # ## What this notebook claims
 #
@@ -368,23 +371,23 @@ assert values(histories["fst"], "kl_sequence_own")[0] < 1e-3  # a run starts fro
 
 if not FAST:  # what only a trained model can show
     fst, rl = (values(histories[name], "accuracy_own") for name in NAMES)
-    assert (fst[1:] > rl[1:]).all() and fst[-1] > max(0.75, rl.max() + 0.2)
-    assert own_kl["fst"] < 0.5 * own_kl["rl"]
+    assert (fst[1:] > rl[1:]).all() and fst[1] > rl.max() + 0.1
+    assert own_kl["fst"] < 0.1 * own_kl["rl"]
     # fewer rollouts, both loops counted, to what RL only has at its best
     reached = rollouts(histories["fst"][int((fst >= rl.max()).argmax())])
     assert reached < 0.5 * rollouts(histories["rl"][int(rl.argmax())])
     # what each channel knows
     two, one = tables["fst"], tables["rl"]
-    assert two["base_seed"] < 0.15 and two["base_evolved"] > 0.4
-    assert two["trained_evolved"] > two["base_evolved"] + 0.1
-    assert two["trained_seed"] < 0.5 * two["trained_evolved"]
+    assert two["base_seed"] < 0.15 and two["base_evolved"] > 0.9
+    assert two["trained_seed"] < two["base_evolved"] - 0.2
     assert one["trained_seed"] > max(one["base_seed"], two["trained_seed"]) + 0.1
+    assert own_kl["fst"] < seed_kl["fst"]
     # the switch: prompts follow, weights do not
     assert new_best > old_best + 0.1
     fst, rl = (values(switched[name], "accuracy_own") for name in NAMES)
     after = np.array([line["updates"] > EACH for line in switched["fst"]])
-    assert fst[after].max() > 0.45 > 0.2 > rl[after].max() and (fst[after] > rl[after]).all()
-    assert fst[~after][-1] > 0.6
+    assert fst[after].max() > 0.9 > 0.1 > rl[after].max() and (fst[after] > rl[after]).all()
+    assert fst[~after][-1] > 0.9 and believed["rl"][0] > believed["rl"][1]
 
 folder.cleanup()
 print("all claims hold")
@@ -396,4 +399,4 @@ print("all claims hold")
 # - Prompts only: `arm(fast_slow, "evolution")` never moves the weights. Where does it end?
 # - Come back: `Continual((task, new_rule, task), updates=EACH)`. What is left of the first time?
 # - Three tasks of different kinds, with a larger base model: `configs/fst_continual.py`.
-# - What is measured with several seeds: `docs/fast_slow.md`.
+# - What is measured with several seeds: `docs/fast_slow_measured.md`.
