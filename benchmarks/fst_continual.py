@@ -1,12 +1,13 @@
 """Several tasks in one run: what is kept of each, and what a policy can still learn.
 
-    python benchmarks/fst_continual.py --rates 3e-4 1e-3 --sweep   # seed 100
-    python benchmarks/fst_continual.py                             # 3 seeds of both arms
+    python benchmarks/fst_continual.py --sweep   # the learning rates of both arms, seed 100
+    python benchmarks/fst_continual.py           # 3 seeds of both arms
 
 Before the first task and after each, a run is scored on all tasks, and a fresh run of RL only, from
 the seed prompt, learns a rule that none of them has from its weights: the probe. A stage that is
 done is in the JSON and not done again; one that was stopped goes on from its checkpoint. The peaks
-that it is compared with are those of fast-slow training on one task, of fst_TASK.json.
+that it is compared with are those of fast-slow training on one task with the same base model, of
+fst_TASK.json.
 """
 
 import contextlib
@@ -23,7 +24,6 @@ import tyro
 
 from fastweights import pretrained
 from fastweights.cli import load_config
-from fastweights.errors import ConfigError
 from fastweights.fastslow.config import FastSlow, arm
 from fastweights.fastslow.loop import evaluate, fingerprint, train_fast_slow
 from fastweights.fastslow.report import load
@@ -34,8 +34,10 @@ from fastweights.tasks.programs import Programs
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "benchmarks" / "results" / "fst_continual.json"
 ARMS = ("fst", "rl")
-#: a rule that no task of the run has
-PROBE = Programs(odd="wt", even="ri")
+#: a rule that no task of the run has, and the rate it is learned at
+PROBE, PROBE_RATE = Programs(odd="wt", even="ri"), 1e-3
+#: task -> NAME of the fst_NAME.json that has its runs alone
+ALONE = {"Programs": "programs", "Conventions": "conventions", "StarGraph": "star_graph"}
 #: evaluations of a run and of a probe that are kept
 KEPT = ("accuracy_own", "accuracy_seed", "kl_sequence_own", "kl_sequence_seed")
 #: of its single-task peak, the share that counts as having learned a task
@@ -69,11 +71,16 @@ class Options:
     runs: Path = Path("runs/fst_continual")
 
 
-def config_of(options: Options) -> FastSlow:
-    """The continual config with what the options change."""
+def config_of(options: Options) -> tuple[FastSlow, Continual]:
+    """The continual config with what the options change, and its task."""
     config = load_config(str(ROOT / "configs" / "fst_continual.py"))
     task = dataclasses.replace(config.task, updates=options.updates or config.task.updates)
-    return dataclasses.replace(config, task=task, base=options.base)
+    return dataclasses.replace(config, task=task, base=options.base), task
+
+
+def at_rate(config: FastSlow, lr: float) -> FastSlow:
+    """A config with another learning rate."""
+    return dataclasses.replace(config, optim=dataclasses.replace(config.optim, lr=lr))
 
 
 def until(config: FastSlow, updates: int) -> FastSlow:
@@ -86,10 +93,8 @@ def names(task: Continual) -> list[str]:
     return [type(x).__name__ for x in task.tasks]
 
 
-def row(run: Run) -> dict[str, dict[str, float]]:
+def row(run: Run, task: Continual) -> dict[str, dict[str, float]]:
     """Test scores of a policy on every task, under its best prompt and the seed prompt."""
-    task = run.config.task
-    assert isinstance(task, Continual)
     scores = [evaluate(run, task.stage(i), "test") for i in range(len(task.tasks))]
     return {
         name: {key: round(found[key], 4) for key in KEPT}
@@ -99,22 +104,16 @@ def row(run: Run) -> dict[str, dict[str, float]]:
 
 def probe(base: str, options: Options, seed: int, folder: Path) -> list[list[float]]:
     """(updates, accuracy) of fresh RL on a new rule."""
-    config = FastSlow(task=PROBE, base=base, order="slow", seed=seed)
-    config = until(dataclasses.replace(config, optim=fst_rate(config, 1e-3)), options.probe)
-    history = train_fast_slow(config, folder, quiet=True).history
+    config = at_rate(FastSlow(task=PROBE, base=base, order="slow", seed=seed), PROBE_RATE)
+    history = train_fast_slow(until(config, options.probe), folder, quiet=True).history
     kept = [line for line in history if "validation/accuracy_own" in line]
     return [[line["updates"], round(line["validation/accuracy_own"], 4)] for line in kept]
 
 
-def fst_rate(config: FastSlow, lr: float) -> Any:
-    """The optimiser at a rate."""
-    return dataclasses.replace(config.optim, lr=lr)
-
-
-def stage(config: FastSlow, number: int, folder: Path, options: Options) -> dict[str, Any]:
+def stage(
+    config: FastSlow, task: Continual, number: int, folder: Path, options: Options
+) -> dict[str, Any]:
     """One task of a run, trained to its end, and what is known and can be learned then."""
-    task = config.task
-    assert isinstance(task, Continual)
     first, last = number * task.updates, (number + 1) * task.updates
     history = train_fast_slow(until(config, last), folder / "run", quiet=True).history
     inside = [
@@ -127,7 +126,7 @@ def stage(config: FastSlow, number: int, folder: Path, options: Options) -> dict
         found = {
             "task": names(task)[number],
             "curve": [[x["updates"], round(x["validation/accuracy_own"], 4)] for x in inside],
-            "scores": row(run),
+            "scores": row(run, task),
             "prompt": dict(run.population.best().components),
         }
     return found | {
@@ -135,11 +134,12 @@ def stage(config: FastSlow, number: int, folder: Path, options: Options) -> dict
     }
 
 
-def start(config: FastSlow, options: Options, folder: Path) -> dict[str, Any]:
+def start(config: FastSlow, task: Continual, folder: Path, options: Options) -> dict[str, Any]:
     """The base model: what it is worth before the first task."""
-    run = begin(config)
+    with contextlib.closing(begin(config)) as run:
+        scores = row(run, task)
     return {
-        "scores": row(run),
+        "scores": scores,
         "probe": probe(options.base, options, config.seed, folder / "probe"),
     }
 
@@ -183,31 +183,24 @@ def reported(runs: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
     ]
 
 
-def percent(values: list[float]) -> str:
-    """Mean, and range if there is one, in percent."""
-    low, high = (round(100 * f(values)) for f in (min, max))
-    return f"{100 * statistics.fmean(values):.1f} ({low}-{high})"
+def peaks(results: Path, base: str) -> dict[str, float]:
+    """Task -> mean over seeds of the best accuracy of fast-slow training on it alone.
 
-
-def peaks(results: Path) -> dict[str, float]:
-    """Task -> mean over seeds of the best accuracy of fast-slow training on it alone."""
+    Only of tasks that were measured with this base model, by its fingerprint.
+    """
     found = {}
-    for file, task in (
-        ("programs", "Programs"),
-        ("conventions", "Conventions"),
-        ("star_graph", "StarGraph"),
-    ):
-        path = results / f"fst_{file}.json"
-        runs = fst.reported(json.loads(path.read_text())["runs"], "fst") if path.exists() else []
-        if runs:
-            best = [max(fst.column(run, "accuracy_own")) for run in runs]
-            found[task] = statistics.fmean(best)
+    for task, name in ALONE.items():
+        path = results / f"fst_{name}.json"
+        runs = json.loads(path.read_text())["runs"] if path.exists() else []
+        mine = [run for run in fst.reported(runs, "fst") if run["base"] == base]
+        if mine:
+            found[task] = statistics.fmean(max(fst.column(run, "accuracy_own")) for run in mine)
     return found
 
 
-def arrival(stage: dict[str, Any], first: int, level: float | None) -> int | None:
-    """Updates of a task until its accuracy is at a level; None if never, or no level is known."""
-    return next((x - first for x, y in stage["curve"] if level is not None and y >= level), None)
+def arrival(stage: dict[str, Any], first: int, level: float) -> int | None:
+    """Updates of a task until its accuracy is at a level, None if never."""
+    return next((x - first for x, y in stage["curve"] if y >= level), None)
 
 
 def table(runs: list[dict[str, Any]], peak: dict[str, float]) -> str:
@@ -215,78 +208,70 @@ def table(runs: list[dict[str, Any]], peak: dict[str, float]) -> str:
     tasks = runs[0]["tasks"]
     head = ["after", "arm", "seeds", *tasks, f"updates to {SHARE:.0%} of the peak", "probe"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    bases = {json.dumps(run["start"], sort_keys=True): run["start"] for run in runs}.values()
-    first = next(iter(bases))
-    cells = [percent([first["scores"][t]["accuracy_own"]]) for t in tasks]
-    ends = [run["start"]["probe"][-1][1] for run in runs]
-    lines.append("| " + " | ".join(["nothing", "–", "–", *cells, "–", percent(ends)]) + " |")
+
+    def line(first: list[str], mine: list[dict[str, Any]], reached: str) -> str:
+        known = [fst.spread([x["scores"][t]["accuracy_own"] for x in mine]) for t in tasks]
+        ends = fst.spread([x["probe"][-1][1] for x in mine])
+        return "| " + " | ".join([*first, *known, reached, ends]) + " |"
+
+    arms = {name: mine for name in ARMS if (mine := reported(runs, name))}
+    # both arms of a seed have the same start
+    starts = {run["seed"]: run["start"] for mine in arms.values() for run in mine}
+    if starts:
+        lines.append(line(["nothing", "–", str(len(starts))], list(starts.values()), "–"))
     for number, task in enumerate(tasks):
-        for name in ARMS:
-            mine = reported(runs, name)
-            if not mine:
-                continue
-            stages = [run["stages"][number] for run in mine]
-            cells = [percent([s["scores"][t]["accuracy_own"] for s in stages]) for t in tasks]
-            level = SHARE * peak[task] if task in peak else None
-            begun = number * mine[0]["updates"]
-            reached = (
-                fst.there([arrival(s, begun, level) for s in stages])
-                if level is not None
-                else "not measured"
-            )
-            ends = percent([s["probe"][-1][1] for s in stages])
-            row_cells = [task, f"{name}, lr {mine[0]['lr']:g}", str(len(mine)), *cells]
-            lines.append("| " + " | ".join([*row_cells, reached, ends]) + " |")
+        for name, mine in arms.items():
+            stages, reached = [run["stages"][number] for run in mine], "not measured"
+            if task in peak:
+                begun, level = number * mine[0]["updates"], SHARE * peak[task]
+                reached = fst.there([arrival(x, begun, level) for x in stages])
+            who = [task, f"{name}, lr {mine[0]['lr']:g}", str(len(mine))]
+            lines.append(line(who, stages, reached))
     return "\n".join(lines)
 
 
 def main(options: Options) -> None:
     """Run what is missing, save after each stage, print the table."""
-    base = config_of(options)
-    task = base.task
-    assert isinstance(task, Continual)
+    base, task = config_of(options)
     origin = fingerprint(pretrained.load(options.base).model)[:12]
     read = lambda: json.loads(options.out.read_text())["runs"] if options.out.exists() else []
-    if others := {(x["updates"], x["base"]) for x in read()} - {(task.updates, origin)}:
-        raise SystemExit(
-            f"{options.out} has runs of another experiment: (updates, base model) "
-            f"{sorted(others)[0]} where this has {(task.updates, origin)}; give another --out"
-        )
+    ours = {"updates": task.updates, "probe_updates": options.probe, "base": origin}
+    for run in read():
+        if theirs := {k: run[k] for k in ours if run[k] != ours[k]}:
+            raise SystemExit(
+                f"{options.out} has runs of another experiment: {theirs} where this has {ours}; "
+                "give another --out"
+            )
     for name, lr, seed in wanted(options, read()):
-        try:
-            config = arm(base, name)
-        except ConfigError as error:
-            raise SystemExit(str(error)) from error
-        config = dataclasses.replace(config, optim=fst_rate(config, lr), seed=seed)
+        config = dataclasses.replace(at_rate(arm(base, name), lr), seed=seed)
         folder = options.runs / f"{name}-lr{lr:g}-{task.updates}-seed{seed}"
-        key = (name, lr, seed)
+        about = {"arm": name, "lr": lr, "seed": seed}
+        is_mine = lambda run, about=about: about.items() <= run.items()
         while True:
-            runs = read()
-            mine = next((r for r in runs if (r["arm"], r["lr"], r["seed"]) == key), None)
-            if mine is not None and complete(mine):
-                break
-            load_before = os.getloadavg()[0]
+            runs, load_before = read(), os.getloadavg()[0]
+            mine = next(filter(is_mine, runs), None)
             if mine is None:
-                mine = {"arm": name, "lr": lr, "seed": seed, "updates": task.updates}
-                mine |= {"tasks": names(task), "base": origin, "stages": []}
-                mine["start"] = start(config, options, folder)
-            number = len(mine["stages"])
-            mine["stages"] = [*mine["stages"], stage(config, number, folder, options)]
+                same = (run["start"] for run in runs if run["seed"] == seed)
+                begun = next(same, None) or start(config, task, folder, options)
+                mine = about | ours | {"tasks": names(task), "start": begun, "stages": []}
+            if complete(mine):
+                break
+            done = stage(config, task, len(mine["stages"]), folder, options)
             shown = harness.circumstances(
                 ("fastweights", "jax", "jaxlib", "flax", "optax", "numpy")
             )
-            mine |= shown | {"load": [round(load_before, 2), round(os.getloadavg()[0], 2)]}
+            mine = mine | shown | {"stages": [*mine["stages"], done]}
+            mine["load"] = [round(load_before, 2), round(os.getloadavg()[0], 2)]
             # another process may have added runs since
-            others = [r for r in read() if (r["arm"], r["lr"], r["seed"]) != key]
+            others = [run for run in read() if not is_mine(run)]
             harness.save(shown | {"runs": [*others, mine]}, options.out)
-            said = mine["stages"][-1]
+            scores = ", ".join(f"{k} {v['accuracy_own']:.3f}" for k, v in done["scores"].items())
             print(
-                f"{name}, lr {lr:g}, seed {seed}, after {said['task']}: "
-                + ", ".join(f"{k} {v['accuracy_own']:.3f}" for k, v in said["scores"].items())
-                + f"; probe {said['probe'][-1][1]:.3f}",
+                f"{name}, lr {lr:g}, seed {seed}, after {done['task']}: {scores}; "
+                f"probe {done['probe'][-1][1]:.3f}",
                 flush=True,
             )
-    print("\n" + table(read(), peaks(options.out.parent)))
+    print("\n" + table(read(), peaks(options.out.parent, origin)))
 
 
 if __name__ == "__main__":

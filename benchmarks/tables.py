@@ -161,14 +161,14 @@ def fst_table(name: str) -> str:
 
 def continual_table() -> str:
     """Every task after every task, with their circumstances."""
-    if not fst_continual.OUT.exists():
-        return "Not run yet."
-    runs = load("fst_continual")["runs"]
+    runs = load("fst_continual")["runs"] if fst_continual.OUT.exists() else []
     shown = [run for name in fst_continual.ARMS for run in fst_continual.reported(runs, name)]
-    updates = span([str(r["updates"]) for r in runs])
+    if not shown:  # or only the sweep is
+        return "Not run yet."
+    peak = fst_continual.peaks(RESULTS, shown[0]["base"])
     return (
-        f"{fst_continual.table(runs, fst_continual.peaks(RESULTS))}\n\nAccuracy in %, mean and "
-        f"range over seeds; {updates} updates a task; {circumstances(shown)}"
+        f"{fst_continual.table(runs, peak)}\n\nAccuracy, mean and range over seeds; "
+        f"{shown[0]['updates']} updates a task; {circumstances(shown)}"
     )
 
 
@@ -178,16 +178,14 @@ def draw_continual() -> None:
 
     from fastweights import plot
 
-    if not fst_continual.OUT.exists():
-        return
-    runs = load("fst_continual")["runs"]
+    runs = load("fst_continual")["runs"] if fst_continual.OUT.exists() else []
     arms = {
-        name: [
-            [(x, y) for stage in run["stages"] for x, y in stage["curve"]]
-            for run in fst_continual.reported(runs, name)
-        ]
+        name: [[(x, y) for stage in run["stages"] for x, y in stage["curve"]] for run in mine]
         for name in fst_continual.ARMS
+        if (mine := fst_continual.reported(runs, name))
     }
+    if not arms:
+        return
     figure = Figure(figsize=(7, 3.6), layout="constrained")
     plot.stage_curves(figure.subplots(), arms, runs[0]["tasks"], runs[0]["updates"])
     figure.savefig(ROOT / "docs" / "images" / "fst_continual.png", dpi=110)

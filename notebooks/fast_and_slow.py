@@ -352,8 +352,8 @@ for name in NAMES:
 # of the third. The weights hardly move in that time.
 #
 # The weights do not follow. Those of RL only still answer by the old rule when they are right at
-# all, and after as many updates have nothing of the new one. Those of fast-slow training know
-# little of either: the old one was in the prompt, and not much has to be unlearned. That is the
+# all, and after as many updates have nothing of the new one. Those of fast-slow training know less
+# of the old rule, which was in the prompt, and do not stand in the way of the new one. That is the
 # reason for two speeds. What changes should be where it is easily changed.
 #
 # ## What this notebook claims

@@ -54,20 +54,32 @@ def test_the_table_has_every_task_after_every_task(continual):
     assert continual.best_rate(runs, "fst") == 1e-3
     assert continual.best_rate(runs, "rl") is None
     lines = continual.table(runs, {"Programs": 1.0}).splitlines()
-    assert lines[2] == "| nothing | – | – | 0.0 (0-0) | 0.0 (0-0) | – | 25.0 (25-25) |"
-    first = "| Conventions | fst, lr 0.001 | 2 | 75.0 (50-100) | 0.0 (0-0) | not measured |"
-    assert lines[3] == first + " 37.5 (25-50) |"
+    nothing = "| nothing | – | 2 | 0.0 % (0-0) | 0.0 % (0-0) | – | 25.0 % (25-25) |"
+    assert lines[2] == nothing  # of two seeds, one of which both arms have
+    first = "| Conventions | fst, lr 0.001 | 2 | 75.0 % (50-100) | 0.0 % (0-0) | not measured |"
+    assert lines[3] == first + " 37.5 % (25-50) |"
     # 90 % of 1.0: the seed with 0.5 half way and 1.0 at the end is there after 12 updates
-    second = "| Programs | fst, lr 0.001 | 2 | 50.0 (25-75) | 75.0 (50-100) | 12, 1 never |"
-    assert lines[5] == second + " 50.0 (25-75) |"
-    assert lines[6].startswith("| Programs | rl, lr 0.0003 | 1 | 0.0 (0-0) | 25.0 (25-25) | never")
+    second = "| Programs | fst, lr 0.001 | 2 | 50.0 % (25-75) | 75.0 % (50-100) | 12, 1 never |"
+    assert lines[5] == second + " 50.0 % (25-75) |"
+    slow = "| Programs | rl, lr 0.0003 | 1 | 0.0 % (0-0) | 25.0 % (25-25) | never | 0.0 % (0-0) |"
+    assert lines[6] == slow and len(lines) == 7
+
+
+def test_a_sweep_alone_is_no_result_and_no_error(continual, monkeypatch, tmp_path):
+    tables = importlib.import_module("tables")
+    monkeypatch.setattr(tables, "load", lambda name: {"runs": [made("fst", 100, [(1, 0)], (0,))]})
+    monkeypatch.setattr(continual, "OUT", tmp_path)  # there is something
+    assert tables.render("fst_continual") == "Not run yet."
+    tables.draw_continual()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_peaks_are_of_the_single_tasks(continual, tmp_path):
     fst = continual.fst
     names = ["updates", "rollouts_slow", "rollouts_fast", "seconds", *fst.KEPT]
-    run = lambda seed, best: {
+    run = lambda seed, best, base="a": {
         "arm": "fst",
+        "base": base,
         "lr": 1e-3,
         "seed": seed,
         "proposer": "inductive",
@@ -76,7 +88,9 @@ def test_peaks_are_of_the_single_tasks(continual, tmp_path):
     }
     runs = {"runs": [run(0, 0.5), run(1, 1.0)]}
     (tmp_path / "fst_star_graph.json").write_text(json.dumps(runs))
-    assert continual.peaks(tmp_path) == {"StarGraph": 0.75}
+    older = {"runs": [run(0, 0.5, base="b")]}  # another base model's are not comparable
+    (tmp_path / "fst_programs.json").write_text(json.dumps(older))
+    assert continual.peaks(tmp_path, "a") == {"StarGraph": 0.75}
 
 
 def test_a_run_is_scored_after_every_task_and_goes_on(continual, monkeypatch, tmp_path, capsys):
@@ -111,10 +125,10 @@ def test_a_run_is_scored_after_every_task_and_goes_on(continual, monkeypatch, tm
     )
     stage = continual.stage
 
-    def stopped(config, number, *rest):
+    def stopped(config, task, number, *rest):
         if number:
             raise KeyboardInterrupt
-        return stage(config, number, *rest)
+        return stage(config, task, number, *rest)
 
     monkeypatch.setattr(continual, "stage", stopped)
     with pytest.raises(KeyboardInterrupt):
@@ -130,10 +144,17 @@ def test_a_run_is_scored_after_every_task_and_goes_on(continual, monkeypatch, tm
     for part in (done["start"], *done["stages"]):
         assert set(part["scores"]) == set(TASKS)
         assert [updates for updates, _ in part["probe"]] == [0, 1]
-    assert "after Programs: Conventions 0.000" in capsys.readouterr().out
+    known = done["stages"][1]["scores"]["Conventions"]["accuracy_own"]
+    assert f"after Programs: Conventions {known:.3f}" in capsys.readouterr().out
     monkeypatch.setattr(continual, "train_fast_slow", None)  # nothing is left to run
     continual.main(options)
-    with pytest.raises(SystemExit, match="another experiment"):
-        continual.main(dataclasses.replace(options, updates=3))
+    # the other arm begins with the same base model: what that is worth is not measured again
+    monkeypatch.setattr(continual, "start", None)
+    monkeypatch.setattr(continual, "stage", lambda *_: run["stages"][0])
+    continual.main(dataclasses.replace(options, arms=("rl",)))
+    assert [r["start"] for r in json.loads(options.out.read_text())["runs"]] == [run["start"]] * 2
+    for change in ({"updates": 3}, {"probe": 2}):
+        with pytest.raises(SystemExit, match="another experiment"):
+            continual.main(dataclasses.replace(options, **change))
     with pytest.raises(SystemExit, match="'none'"):
         continual.main(dataclasses.replace(options, arms=("none",)))

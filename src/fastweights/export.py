@@ -9,6 +9,7 @@ from typing import Any, cast
 import numpy as np
 
 from fastweights import hf
+from fastweights.errors import CheckpointError
 from fastweights.fastslow import report
 from fastweights.hf.config import read_json
 from fastweights.hf.files import directory
@@ -42,9 +43,10 @@ def export_run(run_dir: str | Path, path: str | Path, which: str = "best") -> in
             holds something, or cannot be written.
         DataError: the run's tokenizer is not there.
     """
-    refuse_to_overwrite(Path(path).expanduser())
+    run_dir, path = Path(run_dir).expanduser(), Path(path).expanduser()
+    refuse_to_overwrite(path)
     if report.is_fast_slow(run_dir):
-        return export_policy(run_dir, Path(path).expanduser())
+        return export_policy(run_dir, path)
     config, task, model, step = load_run(run_dir, which)
     with tempfile.TemporaryDirectory() as folder:
         lend(config, task, Path(folder))
@@ -52,7 +54,7 @@ def export_run(run_dir: str | Path, path: str | Path, which: str = "best") -> in
     return step
 
 
-def export_policy(run_dir: str | Path, path: Path) -> int:
+def export_policy(run_dir: Path, path: Path) -> int:
     """`export_run` of fast-slow training; the step is the number of updates."""
     run, at = report.load(run_dir)
     origin = Path(run.config.base).expanduser()
@@ -65,16 +67,23 @@ def export_policy(run_dir: str | Path, path: Path) -> int:
             lend(config, cast(Any, config.task), Path(folder))
             origin = Path(folder)
         hf.save(run.policy.model, path, like=origin)
-    means = run.population.means
-    known = np.isfinite(means) & (run.population.scores is not None)
+    means, scored = run.population.means, run.population.scores is not None
     members = [
         {
             "prompt": dict(run.population.members[i].components),
-            "score": float(means[i]) if known[i] else None,
+            "score": float(means[i]) if scored and np.isfinite(means[i]) else None,
         }
         for i in np.argsort(-means, kind="stable")
     ]
-    write_text(path / "prompts.json", json.dumps(members, indent=2) + "\n")
+    try:
+        write_text(path / "prompts.json", json.dumps(members, indent=2) + "\n")
+    except OSError as error:
+        raise CheckpointError(
+            f"the model is written, its prompts are not: {error.strerror}",
+            where=path / "prompts.json",
+            cause="the disk is full",
+            next="make room, remove the directory, and export again",
+        ) from error
     return at.updates + (at.cycle is None)
 
 

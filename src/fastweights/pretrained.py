@@ -68,7 +68,7 @@ def load(
         from fastweights.fastslow import report
 
         if report.is_fast_slow(folder):
-            policy = report.load(folder, mesh)[0].policy
+            policy = report.load(folder, mesh or make_mesh(Mesh()))[0].policy
             return policy if ttt else policy._replace(model=without_ttt(policy.model))
         run = load_run(folder, mesh=mesh)
         model = run.model if ttt else without_ttt(run.model)

@@ -89,7 +89,7 @@ def test_a_policy_that_began_with_a_policy_is_written_with_its_prompts(tmp_path,
         base,
         task=dataclasses.replace(base.task, examples=200, held_out=10),
         model=SMALL,
-        optim=Optim("muon"),
+        optim=Optim(method="muon"),
         train=Train(steps=1, batch=8, eval_every=1, checkpoint_every=1),
     )
     train(base, tmp_path / "base", quiet=True)

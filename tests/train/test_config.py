@@ -87,6 +87,29 @@ def test_learning_rate_follows_its_own_clock():
     assert [float(constant(i)) for i in (0, 2, 4, 400)] == pytest.approx([0, 0.05, 0.1, 0.1])
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"method": "Muon"},
+        {"schedule": "linear"},
+        {"lr": -1.0},
+        {"clip": 0.0},
+        {"decay_steps": 0},
+        {"schedule": "cosine", "decay_steps": 10, "warmup": 10},
+    ],
+)
+def test_an_optimiser_that_cannot_work_is_told_by_every_kind_of_run(change):
+    """Of a language model, an agent, and fast-slow training; none trains with another instead."""
+    word = list(change)[-1]
+    kinds = {"retrieval": check, "catch_16": check_agent, "fst_programs": check_fast_slow}
+    for name, check_kind in kinds.items():
+        config = load(ROOT / "configs" / f"{name}.py").config
+        check_kind(config)
+        broken = dataclasses.replace(config, optim=dataclasses.replace(config.optim, **change))
+        with pytest.raises(ConfigError, match=f"optim.{word} is"):
+            check_kind(broken)
+
+
 def test_tests_have_eight_devices():
     assert jax.device_count() == 8
 

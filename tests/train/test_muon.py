@@ -16,6 +16,7 @@ from fastweights.models.decoder import Decoder
 from fastweights.models.decoder_config import DecoderConfig, InPlaceTTT
 from fastweights.models.decoder_mesh import path_name
 from fastweights.tasks.hint_corpus import HintCorpus
+from fastweights.train import train
 from fastweights.train.config import Config, Mesh, Optim, Train
 from fastweights.train.mesh import make_mesh, put_batch
 from fastweights.train.optim import matrices, optimizer
@@ -64,7 +65,7 @@ def test_matrices_move_as_the_equations_say(shape):
     rng = np.random.default_rng(0)
     alone, blocks = rng.standard_normal(shape), rng.standard_normal((2, *shape))
     params = {"kernel": jnp.asarray(alone, jnp.float32), "blocks": jnp.asarray(blocks, jnp.float32)}
-    transform = optimizer(Optim("muon", lr=LR, clip=None, weight_decay=DECAY))
+    transform = optimizer(Optim(lr=LR, clip=None, weight_decay=DECAY, method="muon"))
     state, grads = transform.init(params), []
     for _ in range(4):
         g = {"kernel": rng.standard_normal(shape), "blocks": rng.standard_normal((2, *shape))}
@@ -82,7 +83,7 @@ def test_matrices_move_as_the_equations_say(shape):
 def test_a_step_has_the_singular_vectors_of_the_gradient():
     """And equal singular values, within what the polynomial is known to leave: 0.7 to 1.2."""
     g = np.random.default_rng(1).standard_normal((8, 20)).astype(np.float32)
-    transform = optimizer(Optim("muon", lr=1.0, clip=None))
+    transform = optimizer(Optim(lr=1.0, clip=None, method="muon"))
     params = {"kernel": jnp.zeros((8, 20))}
     update = transform.update({"kernel": jnp.asarray(g)}, transform.init(params), params)[0]
     u, _, v = np.linalg.svd(g.astype(np.float64), full_matrices=False)
@@ -118,13 +119,28 @@ def test_convolutions_and_vectors_are_left_to_adam():
     assert found == {"conv": None, "dense": MuonDimensionNumbers(0, 1), "bias": None}
 
 
+def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(tmp_path):
+    """Momentum is in the checkpoint: without it the third and fourth update would differ."""
+    config = Config(
+        HintCorpus(examples=200, held_out=10, length=32),
+        SMALL,
+        Optim(lr=1e-2, method="muon"),
+        Train(steps=4, batch=8, eval_every=2, checkpoint_every=2, log_every=2),
+    )
+    half = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=2))
+    train(half, tmp_path / "stopped", quiet=True)
+    ends = [train(config, tmp_path / name, quiet=True).state for name in ("stopped", "whole")]
+    for a, b in zip(*map(jax.tree.leaves, (ends[0][:3], ends[1][:3])), strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
 def test_a_mesh_computes_what_one_device_does():
     task = HintCorpus(examples=200, held_out=10, length=32)
     rows = task.load("train", None)
     ends = []
     for mesh_config in (Mesh(), Mesh(data=2, fsdp=2, tensor=2)):
         config = Config(
-            task, SMALL, Optim("muon", lr=1e-3), Train(steps=3, batch=8), mesh=mesh_config
+            task, SMALL, Optim(lr=1e-3, method="muon"), Train(steps=3, batch=8), mesh=mesh_config
         )
         mesh = make_mesh(mesh_config)
         state, step = init_state(config, mesh), make_train_step(config)

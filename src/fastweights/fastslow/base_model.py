@@ -22,6 +22,8 @@ def base_config() -> Config:
             max_length=256,
             initializer_range=0.1,
         ),
-        optim=Optim("muon", lr=5e-3, schedule="cosine", decay_steps=3_300, warmup=100, clip=1.0),
+        optim=Optim(
+            lr=5e-3, schedule="cosine", decay_steps=3_300, warmup=100, clip=1.0, method="muon"
+        ),
         train=Train(steps=3_300, batch=16, eval_every=500, checkpoint_every=500, log_every=50),
     )

@@ -150,7 +150,7 @@ def check(config: FastSlow) -> None:
     Raises:
         ConfigError: with every problem found, not only the first.
     """
-    rl, evolution, plan, optim = config.rl, config.evolution, config.train, config.optim
+    rl, evolution, plan = config.rl, config.evolution, config.train
     positive = {
         f"{part}.{name}": getattr(value, name)
         for part, value, names in (
@@ -167,10 +167,9 @@ def check(config: FastSlow) -> None:
     over = {
         "rl.truncate": rl.truncate,
         "rl.temperature": rl.temperature,
-        "optim.clip": 1.0 if optim.clip is None else optim.clip,
     }
     found += [f"{k} is {v}; it must be more than 0" for k, v in over.items() if not v > 0]
-    least = {"rl.entropy": rl.entropy, "rl.kl": rl.kl, "optim.lr": optim.lr, "seed": config.seed}
+    least = {"rl.entropy": rl.entropy, "rl.kl": rl.kl, "seed": config.seed}
     found += [f"{k} is {v}; it must not be negative" for k, v in least.items() if v < 0]
     shares = {"rl.easy": rl.easy, "evolution.crossover": evolution.crossover}
     found += [f"{k} is {v}; it must be from 0 to 1" for k, v in shares.items() if not 0 <= v <= 1]
@@ -191,6 +190,7 @@ def check(config: FastSlow) -> None:
     elif rl.easy and not isinstance(task, Continual) and task.easier() == task:
         found.append(f"rl.easy is {rl.easy}; {type(task).__name__} has no easier problems")
     found += [f"task.{text}" for text in task.faults()]
+    found += [f"optim.{text}" for text in config.optim.faults()]
     if found:
         raise ConfigError(
             "this config cannot run:" + "".join(f"\n  - {text}" for text in found),

@@ -161,17 +161,17 @@ def random_chain(draw: Draw, steps: int) -> str:
     return chain
 
 
-def random_document(draw: Draw, most: int = 4) -> Document:
-    """A hint, and 1 to `most` chains of 1 to 3 steps with their running values.
+def random_document(draw: Draw) -> Document:
+    """A hint, and 1 to 4 chains of 1 to 3 steps with their running values.
 
-    In a fourth of the hints half of the operators are missing: the answers are then those of some
-    meanings.
+    In a fourth of the hints each operator is missing with probability 1/2: the answers are then
+    those of some meanings.
     """
     meanings = {name: MEANINGS[draw.below(len(MEANINGS))] for name in OPERATORS}
     gaps = draw.below(4) == 0
     said = {name: "" if gaps and draw.below(2) else x for name, x in meanings.items()}
     turns = []
-    for i in range(1 + draw.below(most)):
+    for i in range(1 + draw.below(4)):
         chain = random_chain(draw, 1 + draw.below(3))
         before = "" if i else f"{hint(said)}|"
         turns.append((f"{before}{chain}=", evaluate(meanings, chain)))

@@ -186,17 +186,17 @@ def random_word(draw: Draw) -> str:
     return word
 
 
-def random_document(draw: Draw, most: int = 3, digits: int = 5) -> Document:
-    """A hint, and 1 to `most` numbers with their rewriting.
+def random_document(draw: Draw, digits: int = 5) -> Document:
+    """A hint, and 1 to 3 numbers with their rewriting.
 
-    Two thirds of the hints have both clauses, a twelfth of them has none; a missing clause leaves
-    the rule open, and the answers are those of some rule.
+    A twelfth of the hints has no clause, a third of the others one; a missing clause leaves the
+    rule open, and the answers are those of some rule.
     """
     words = {"odd": random_word(draw), "even": random_word(draw)}
     missing = [(), (), (), (), ("odd",), ("even",)][draw.below(6)] if draw.below(12) else CLAUSES
     prompt = {name: "" if name in missing else word for name, word in words.items()}
     turns = []
-    for i in range(1 + draw.below(most)):
+    for i in range(1 + draw.below(3)):
         query = "".join(str(draw.below(10)) for _ in range(digits))
         before = "" if i else f"{hint(prompt)}|"
         turns.append((f"{before}{query}=", apply(words[slice_of(query)], query)))

@@ -51,6 +51,14 @@ def random_graph(draw: Draw, stars: int, degree: int, arm: int) -> Graph:
     return Graph(tuple(draw.shuffled(edges)), "".join(path))
 
 
+def children_of(edges: Sequence[Sequence[str]]) -> dict[str, list[str]]:
+    """Where edges, pairs of nodes, lead to from each node."""
+    found: dict[str, list[str]] = {}
+    for a, b in edges:
+        found.setdefault(a, []).append(b)
+    return found
+
+
 def written(path: str, strategy: str) -> str:
     """A path as an answer: `>` and the nodes from the start, or `<` and those from the goal."""
     return "<" + path[::-1] if strategy == "b" else ">" + path
@@ -115,9 +123,7 @@ class StarGraph:
         """See `PromptedTask`."""
         shown, ends = problem.query.split(":")
         start, goal = ends.split(">")
-        children: dict[str, list[str]] = {}
-        for a, b in shown.split(","):
-            children.setdefault(a, []).append(b)
+        children = children_of(shown.split(","))
         if answer[:1] not in ("<", ">"):
             return Score(0.0, False, f"{answer!r} begins with neither > nor <")
         path = answer[1:] if answer[0] == ">" else answer[:0:-1]
@@ -168,9 +174,7 @@ def hint(prompt: Prompt) -> str:
 
 def wandered(draw: Draw, graph: Graph) -> str:
     """A way from the start to some end, every arm as likely: all that going forward can know."""
-    children: dict[str, list[str]] = {}
-    for a, b in graph.edges:
-        children.setdefault(a, []).append(b)
+    children = children_of(graph.edges)
     path = graph.path[0]
     while path[-1] in children:
         path += draw.choice(children[path[-1]])
@@ -180,8 +184,8 @@ def wandered(draw: Draw, graph: Graph) -> str:
 def answered(draw: Draw, graph: Graph, strategy: str) -> str:
     """An answer as the corpus has it: right going back; going forward each arm is a guess.
 
-    Were it right in both, the model would be taught to look ahead, and at the size of a task it
-    cannot: what is left of that is how to write a path.
+    Were it right in both, the model would be taught to look ahead in small graphs, and a task's
+    reward would no longer be out of reach without the hint.
     """
     path = graph.path if strategy == "b" else wandered(draw, graph)
     return written(path, strategy)

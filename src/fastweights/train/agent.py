@@ -66,8 +66,8 @@ def check_agent(config: AgentConfig) -> None:
     parts = {"learn.discount": learn.discount, "learn.trace": learn.trace}
     found += [f"{k} is {v}; it must be from 0 to 1" for k, v in parts.items() if not 0 <= v <= 1]
     weights = {"learn.entropy": learn.entropy, "learn.critic": learn.critic, "seed": config.seed}
-    weights["optim.lr"] = config.optim.lr
     found += [f"{k} is {v}; it must not be negative" for k, v in weights.items() if v < 0]
+    found += [f"optim.{text}" for text in config.optim.faults()]
     if found:
         raise ConfigError(
             "this config cannot run:" + "".join(f"\n  - {text}" for text in found),

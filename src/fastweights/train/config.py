@@ -25,25 +25,46 @@ class Optim:
     """The slow weights' optimiser, after clipping by global norm.
 
     Attributes:
-        method: "adam", or "muon" (Jordan et al. 2024): the momentum of every matrix is made
-            orthogonal, and Adam has the rest, embeddings and heads too. In language models a loss
-            takes it fewer updates.
-        lr: peak learning rate; one for both, since Muon's steps have the size of Adam's.
+        lr: peak learning rate; one for both methods, since Muon's steps have the size of Adam's.
         schedule: "constant", or "cosine" to zero over `decay_steps`.
         decay_steps: updates the cosine takes. Its own number and not `train.steps`, so that a run
             can be made longer, or stopped early and resumed, without changing what it has done.
         warmup: updates over which the learning rate rises linearly from zero.
         clip: largest global norm of the gradient; None to leave it.
         weight_decay: decoupled weight decay.
+        method: "adam", or "muon" (Jordan et al. 2024): the momentum of every matrix is made
+            orthogonal, and Adam has the rest, embeddings and heads too.
     """
 
-    method: Literal["adam", "muon"] = "adam"
     lr: float = 3e-3
     schedule: Literal["constant", "cosine"] = "constant"
     decay_steps: int = 100_000
     warmup: int = 0
     clip: float | None = 5.0
     weight_decay: float = 0.0
+    method: Literal["adam", "muon"] = "adam"
+
+    def faults(self) -> list[str]:
+        """What cannot work, in words."""
+        found = [
+            f"{name} is {value!r}; it must be one of {', '.join(known)}"
+            for name, value, known in (
+                ("schedule", self.schedule, ("constant", "cosine")),
+                ("method", self.method, ("adam", "muon")),
+            )
+            if value not in known
+        ]
+        least = {"lr": self.lr, "warmup": self.warmup, "weight_decay": self.weight_decay}
+        found += [f"{k} is {v}; it must not be negative" for k, v in least.items() if v < 0]
+        if self.decay_steps < 1:
+            found.append(f"decay_steps is {self.decay_steps}; it must be at least 1")
+        elif self.schedule == "cosine" and self.warmup >= self.decay_steps:
+            found.append(
+                f"warmup is {self.warmup}; it must be shorter than decay_steps, {self.decay_steps}"
+            )
+        if self.clip is not None and not self.clip > 0:
+            found.append(f"clip is {self.clip}; it must be positive, or None for no clipping")
+        return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,7 +166,6 @@ def check(config: Config) -> None:
         )
     found = list(task.problems(config.model))
     positive = {
-        "optim.decay_steps": config.optim.decay_steps,
         **{
             f"train.{name}": getattr(config.train, name)
             for name in (
@@ -180,17 +200,9 @@ def check(config: Config) -> None:
             f"start is {config.start!r}; only a language model, model = DecoderConfig(...), starts "
             "from a checkpoint"
         )
-    optim = config.optim
-    not_negative = {"optim.lr": optim.lr, "optim.warmup": optim.warmup, "seed": config.seed}
-    not_negative["optim.weight_decay"] = optim.weight_decay
-    found += [f"{k} is {v}; it must not be negative" for k, v in not_negative.items() if v < 0]
-    if optim.clip is not None and not optim.clip > 0:
-        found.append(f"optim.clip is {optim.clip}; it must be positive, or None for no clipping")
-    if optim.schedule == "cosine" and optim.warmup >= optim.decay_steps:
-        found.append(
-            f"optim.warmup is {optim.warmup}; it must be shorter than optim.decay_steps, "
-            f"{optim.decay_steps}"
-        )
+    found += [f"optim.{text}" for text in config.optim.faults()]
+    if config.seed < 0:
+        found.append(f"seed is {config.seed}; it must not be negative")
     if found:
         raise ConfigError(
             "this config cannot run:" + "".join(f"\n  - {text}" for text in found),

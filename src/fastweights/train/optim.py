@@ -49,8 +49,8 @@ def optimizer(config: Optim) -> optax.GradientTransformation:
 def matrices(params: Any) -> Any:
     """Which axes of each parameter are a matrix for Muon; None for those that it does not take.
 
-    Those are vectors, convolutions, embeddings and heads. A decoder's layers are stacked
-    along a first axis, and each has its own matrix.
+    Those are vectors, convolutions, embeddings and heads. A decoder's layers are stacked along a
+    first axis, and each has its own matrix.
     """
 
     def axes(keys: tuple[Any, ...], leaf: Any) -> MuonDimensionNumbers | None:
