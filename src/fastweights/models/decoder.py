@@ -20,6 +20,7 @@ from fastweights.models.decoder_config import DecoderConfig, Kind, check
 from fastweights.models.decoder_mesh import whole, whole_block
 from fastweights.nn.attention import Attention
 from fastweights.nn.in_place import InPlaceMLP
+from fastweights.nn.linear import linear
 from fastweights.nn.mesh import BATCH, split
 from fastweights.nn.mlp import MLP
 from fastweights.nn.norm import RMSNorm
@@ -133,11 +134,10 @@ class Decoder(nnx.Module):
         self.head = (
             None
             if config.tie_embeddings
-            else nnx.Linear(
+            else linear(
                 config.hidden,
                 config.vocab,
-                use_bias=False,
-                kernel_init=start,
+                initializer_range=config.initializer_range,
                 dtype=dtype,
                 param_dtype=param_dtype,
                 rngs=rngs,

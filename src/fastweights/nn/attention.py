@@ -6,16 +6,17 @@ itself, and gets `is_causal` and a window, never a dense mask. XLA's own form ma
 only near the diagonal.
 """
 
+import functools
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
-from jax.nn.initializers import normal
 from jax.typing import DTypeLike
 
 from fastweights.errors import ConfigError
+from fastweights.nn.linear import linear
 from fastweights.nn.norm import RMSNorm
 from fastweights.nn.rope import Rope, rotate
 
@@ -60,16 +61,13 @@ class Attention(nnx.Module):
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        def linear(inside: int, outside: int) -> nnx.Linear:
-            return nnx.Linear(
-                inside,
-                outside,
-                use_bias=False,
-                kernel_init=normal(initializer_range),
-                dtype=dtype,
-                param_dtype=param_dtype,
-                rngs=rngs,
-            )
+        make = functools.partial(
+            linear,
+            initializer_range=initializer_range,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            rngs=rngs,
+        )
 
         def norm() -> RMSNorm | None:
             if norm_eps is None:
@@ -78,10 +76,10 @@ class Attention(nnx.Module):
 
         self.head_dim, self.rope, self.window = head_dim, rope, window
         self.kernel: Kernel = kernel
-        self.q = linear(hidden, heads * head_dim)
-        self.k = linear(hidden, kv_heads * head_dim)
-        self.v = linear(hidden, kv_heads * head_dim)
-        self.o = linear(heads * head_dim, hidden)
+        self.q = make(hidden, heads * head_dim)
+        self.k = make(hidden, kv_heads * head_dim)
+        self.v = make(hidden, kv_heads * head_dim)
+        self.o = make(heads * head_dim, hidden)
         self.q_norm, self.k_norm = norm(), norm()
 
     def qkv(self, x: Array, positions: Array) -> tuple[Array, Array, Array]:

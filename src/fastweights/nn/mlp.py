@@ -1,11 +1,14 @@
 """The gated MLP of a transformer block: down(silu(gate x) * up x)."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
-from jax.nn.initializers import normal
 from jax.typing import DTypeLike
+
+from fastweights.nn.linear import linear
 
 
 class MLP(nnx.Module):
@@ -30,20 +33,16 @@ class MLP(nnx.Module):
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        def linear(inside: int, outside: int) -> nnx.Linear:
-            return nnx.Linear(
-                inside,
-                outside,
-                use_bias=False,
-                kernel_init=normal(initializer_range),
-                dtype=dtype,
-                param_dtype=param_dtype,
-                rngs=rngs,
-            )
-
-        self.gate = linear(hidden, intermediate)
-        self.up = linear(hidden, intermediate)
-        self.down = linear(intermediate, hidden)
+        make = functools.partial(
+            linear,
+            initializer_range=initializer_range,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            rngs=rngs,
+        )
+        self.gate = make(hidden, intermediate)
+        self.up = make(hidden, intermediate)
+        self.down = make(intermediate, hidden)
 
     def hidden(self, x: Array) -> Array:
         """Z = silu(gate x) * (up x): `[..., D] -> [..., F]`."""
