@@ -114,7 +114,7 @@ def catch_table(suffix: str = "") -> str:
         parts.append(
             f"N = {size}, M = {record['visible']}; {record['runs'][0]['games']:,} games a run, "
             f"chance {record['chance']:+.3f}:\n\n{catch.table(record['runs'])}\n\n"
-            f"{machine['cpu']}, one core of {machine['cores']}; jax {versions['jax']}; "
+            f"{machine['cpu']}, one core; jax {versions['jax']}; "
             f"{' to '.join(dict.fromkeys((dates[0], dates[-1])))}."
         )
     return "\n\n".join(parts)
@@ -154,8 +154,8 @@ def fst_table(name: str) -> str:
     updates = span([str(r["updates"]) for r in runs])
     return (
         f"{fst.table(runs)}\n\nKL in nats an answer; {updates} updates; the best of "
-        f"{', '.join(f'{rate:g}' for rate in fst.RATES)} as learning rate of each arm, by seed "
-        f"{fst.SWEEP_SEED}; {circumstances(runs)}"
+        f"{', '.join(f'{rate:g}' for rate in fst.RATES)} as learning rate of each arm, by the "
+        f"mean accuracy over all evaluations of seed {fst.SWEEP_SEED}; {circumstances(runs)}"
     )
 
 

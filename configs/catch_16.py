@@ -3,8 +3,8 @@
     fastweights train configs/catch_16.py --run-dir runs/catch_16
     fastweights demo --task catch --run-dir runs/catch_16
 
-2,000 updates of 128 games, with the setting that the grid chose; all arms:
-`python benchmarks/catch.py`, docs/catch.md.
+3,200 updates of 128 games, with the setting that the grid chose: the run of docs/catch.md. All
+arms: `python benchmarks/catch.py`.
 """
 
 from fastweights.models.catch import CatchModel
@@ -18,6 +18,6 @@ config = AgentConfig(
     task=Catch(size=16, visible=3),
     model=CatchModel(rule=Hebbian(decay=0.5, lr=0.1, steps=1)),
     learn=ActorCritic(entropy=1e-3),
-    optim=Optim(lr=3e-3, schedule="cosine", warmup=50, decay_steps=2_000, clip=1.0),
-    train=Train(steps=2_000, batch=128, eval_every=200, checkpoint_every=200, log_every=20),
+    optim=Optim(lr=3e-3, schedule="cosine", warmup=50, decay_steps=3_200, clip=1.0),
+    train=Train(steps=3_200, batch=128, eval_every=200, checkpoint_every=200, log_every=20),
 )

@@ -4,11 +4,17 @@
     fastweights train configs/fst_programs.py --run-dir runs/fst_programs
     fastweights train configs/fst_programs.py --arm rl --run-dir runs/fst_programs_rl
 
-Arms: fst, rl, evolution, evolution-rl, rl-evolution, fst-one-prompt, fst-per-prompt, rl-entropy,
+The learning rate is the one that `benchmarks/fst.py` chose for both. Arms: fst, rl, evolution, evolution-rl, rl-evolution, fst-one-prompt, fst-per-prompt, rl-entropy,
 rl-kl, rl-oracle, rl-easy.
 """
+
+import dataclasses
 
 from fastweights.fastslow.config import FastSlow
 from fastweights.tasks.programs import Programs
 
-config = FastSlow(task=Programs(), base="runs/fst_base")
+config = FastSlow(
+    task=Programs(),
+    base="runs/fst_base",
+    optim=dataclasses.replace(FastSlow.optim, lr=1e-3),
+)

@@ -448,7 +448,7 @@ print(f"largest logit: {np.abs(logits[form]).max():.0f}, largest difference: {di
 # %% [markdown]
 # The difference is rounding. The times are of one machine, forward pass only, and other programs
 # may have been running: take them as a hint. Theory says that for one settling step attention
-# needs less arithmetic while a sequence is shorter than $2.5\,H$. Here it has 11 steps and $H =
+# needs less arithmetic while a sequence is shorter than $2\,H$. Here it has 11 steps and $H =
 # 100$. The matrix wins when sequences are long, since its size does not grow.
 #
 # ## What this notebook claims

@@ -55,16 +55,32 @@ def prepared(tmp_path_factory):
     return tmp_path_factory.getbasetemp().parent / "tfds"
 
 
-def arguments_of(config, prepared):
-    folder = prepared if config == "retrieval" else real_data("tfds")
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    """A folder of short made texts under the names that the books config holds out, and another."""
+    folder = tmp_path_factory.mktemp("texts")
+    for i, name in enumerate(("pride_and_prejudice", "middlemarch", "moby_dick", "other")):
+        words = np.random.default_rng(i).choice(["the", "sea", "a", "whale", "of", "was"], 1_500)
+        (folder / f"{name}.txt").write_text(" ".join(words))
+    return folder
+
+
+def arguments_of(config, prepared, texts=None):
     rhythm = ["--train.log-every", 1, "--train.eval-every", 100, "--train.checkpoint-every", 100]
-    return [f"configs/{config}.py", "--data.dir", folder, "--train.batch", 64, *rhythm]
+    if (
+        config == "books"
+    ):  # two chunks a row: the second is read with weights that were just written
+        folder, size = texts, ["--train.batch", 2, "--task.length", 256]
+    else:
+        folder = prepared if config == "retrieval" else real_data("tfds")
+        size = ["--train.batch", 64]
+    return [f"configs/{config}.py", "--data.dir", folder, *size, *rhythm]
 
 
-@pytest.mark.parametrize("config", ["retrieval", "glimpses", "glimpses_convnet"])
-def test_resume_in_a_new_process_is_exact(config, prepared, tmp_path):
+@pytest.mark.parametrize("config", ["retrieval", "glimpses", "glimpses_convnet", "books"])
+def test_resume_in_a_new_process_is_exact(config, prepared, texts, tmp_path):
     """6 updates are, bit for bit, 3 updates, a new process and 3 more."""
-    common = ["train", *arguments_of(config, prepared)]
+    common = ["train", *arguments_of(config, prepared, texts)]
     fastweights(*common, "--train.steps", 6, "--run-dir", tmp_path / "whole")
     fastweights(*common, "--train.steps", 3, "--run-dir", tmp_path / "parts")
     first = final_bytes(tmp_path / "parts")

@@ -342,7 +342,8 @@ def circumstances(cells: list[Mapping[str, Any]]) -> str:
     return (
         f"{over}, {span(updates)} updates of "
         f"{span(sorted({p['batch'] for c in cells for p in c['grid']}))}; {grid}; test error "
-        f"of the checkpoint best on validation. {minutes:,.0f} core-minutes in all; "
+        f"of the checkpoint best on validation. {minutes:,.0f} minutes of wall-clock time "
+        f"in all, on a machine that others used too; "
         f"{'; '.join(machines)}; {', '.join(versions)}; {span(dates)}."
     )
 
