@@ -14,6 +14,7 @@ that was stopped goes on from its checkpoint.
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import statistics
 from pathlib import Path
@@ -33,7 +34,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 #: those with five seeds; the others have three
 MAIN = ("fst", "rl", "evolution")
-RATES = (1e-4, 3e-4, 1e-3)
+RATES = (1e-4, 3e-4, 1e-3, 3e-3)
 SWEEP_SEED = 100
 #: no weights move
 UNTRAINED = ("evolution",)
@@ -132,12 +133,25 @@ def best_rate(runs: list[dict[str, Any]], name: str) -> float | None:
 
     Other proposers than the one swept with run at its rate.
     """
-    found = {
+    found = swept(runs, name)
+    return max(found, key=lambda lr: found[lr]) if found else None
+
+
+def swept(runs: list[dict[str, Any]], name: str) -> dict[float, float]:
+    """Learning rate -> mean accuracy over the evaluations of an arm's run of the sweep."""
+    return {
         r["lr"]: statistics.fmean(column(r, "accuracy_own"))
         for r in runs
         if (r["arm"], r["seed"], r["proposer"]) == (name, SWEEP_SEED, "inductive")
     }
-    return max(found, key=lambda lr: found[lr]) if found else None
+
+
+def rate_cell(runs: list[dict[str, Any]], name: str) -> str:
+    """An arm's learning rate, and whether a larger one might have been better still."""
+    tried, rate = swept(runs, name), reported(runs, name)[0]["lr"]
+    if name in UNTRAINED:
+        return "–"
+    return f"{rate:g}" + (", largest tried" if tried and rate == max(tried) else "")
 
 
 def possible(config: FastSlow) -> tuple[str, ...]:
@@ -207,7 +221,7 @@ def table(runs: list[dict[str, Any]]) -> str:
     """An arm a row, the sweep left out: accuracy, cost, divergence, and which channel knows it.
 
     "to RL's peak" is the median of the rollouts, evolution's included, to the accuracy that RL only
-    reaches at best.
+    reaches at best; a seed that never gets there is above every other.
     """
     lines = [
         "| arm | lr | seeds | final accuracy | rollouts | to RL's peak | KL, own prompt | "
@@ -228,7 +242,7 @@ def table(runs: list[dict[str, Any]]) -> str:
         )
         cells = [
             name + ("" if who == "inductive" else f", {who} proposer"),
-            "–" if name in UNTRAINED else f"{mine[0]['lr']:g}",
+            rate_cell(runs, name) if who == "inductive" else f"{mine[0]['lr']:g}",
             str(len(mine)),
             spread(last("accuracy_own")),
             f"{statistics.fmean(rollouts(r)[-1] for r in mine):,.0f}",
@@ -245,11 +259,16 @@ def table(runs: list[dict[str, Any]]) -> str:
         lines += ["", f"RL's peak: {100 * reached:.1f} %, the mean of its seeds' best."]
     if reached is not None and level is None:
         lines[-1] += " It has learned nothing: there is no accuracy to compare costs at."
-    if pairs := matched(runs) if level is not None else []:
-        middle = lambda name: (
-            f"{statistics.median(values := [getattr(x, name) for x in pairs]):.2g} "
-            f"({min(values):.2g}-{max(values):.2g})"
-        )
+    pairs = matched(runs) if level is not None else []
+    if reached_it := [x for x in pairs if x is not None]:
+        missed = len(pairs) - len(reached_it)
+
+        def middle(name: str) -> str:
+            values = [getattr(x, name) for x in reached_it]
+            worst = math.inf if name == "divergence" else 0.0
+            median = statistics.median([*values, *[worst] * missed])
+            return f"{median:.2g} ({min(values):.2g}-{max(values):.2g})"
+
         lines[-1] += (
             f" To its own peak a seed of RL needs {middle('updates')} times the updates, "
             f"{middle('rollouts')} times the rollouts and {middle('seconds')} times the seconds "
@@ -257,33 +276,51 @@ def table(runs: list[dict[str, Any]]) -> str:
             f"divergence there is {middle('divergence')} of RL's, each under its own prompt. "
             "Medians and ranges over seeds."
         )
+    if pairs and None in pairs:
+        lines[-1] += (
+            f" With {pairs.count(None)} of {len(pairs)} seeds fast-slow training never has that "
+            "accuracy: in the medians that is as bad as can be, in the ranges it is left out."
+        )
     return "\n".join(lines)
 
 
-def matched(runs: list[dict[str, Any]]) -> list[Arrival]:
+def matched(runs: list[dict[str, Any]]) -> list[Arrival | None]:
     """RL only at its own peak against fast-slow training with that seed at the same accuracy.
 
-    What RL has used over what the other has; and the other's divergence over RL's.
+    What RL has used over what the other has; and the other's divergence over RL's. None for a seed
+    with which fast-slow training never has that accuracy.
     """
-    others, found = {r["seed"]: r for r in reported(runs, "fst")}, []
+    others: dict[int, dict[str, Any]] = {r["seed"]: r for r in reported(runs, "fst")}
+    found: list[Arrival | None] = []
     for run in reported(runs, "rl"):
+        if run["seed"] not in others:
+            continue
         best = max(column(run, "accuracy_own"))
-        mine = arrival(run, best)
-        other = arrival(others[run["seed"]], best) if run["seed"] in others else None
+        mine, other = arrival(run, best), arrival(others[run["seed"]], best)
+        if other is None:
+            found.append(None)
         # at update 0 nothing has been used yet
-        if mine and other and other.updates:
-            used = (a / b for a, b in zip(mine[:3], other[:3], strict=True))
-            found.append(Arrival(*used, other.divergence / mine.divergence))
+        elif mine and other.updates:
+            found.append(
+                Arrival(
+                    mine.updates / other.updates,
+                    mine.rollouts / other.rollouts,
+                    mine.seconds / other.seconds,
+                    other.divergence / mine.divergence,
+                )
+            )
     return found
 
 
 def there(found: list[float | None]) -> str:
-    """The median of those that got there, and how many did not."""
-    reached = [x for x in found if x is not None]
-    if not reached:
+    """The median, never being above every number, and how many never got there."""
+    missed = found.count(None)
+    middle = statistics.median(math.inf if x is None else x for x in found)
+    if missed == len(found):
         return "never"
-    missed = len(found) - len(reached)
-    return f"{statistics.median(reached):,.0f}" + (f", {missed} never" if missed else "")
+    if middle == math.inf:
+        return f"never, {len(found) - missed} of {len(found)} did"
+    return f"{middle:,.0f}" + (f", {missed} never" if missed else "")
 
 
 def spread(values: list[float]) -> str:

@@ -125,7 +125,15 @@ def stage(
     with contextlib.closing(run):
         found = {
             "task": names(task)[number],
-            "curve": [[x["updates"], round(x["validation/accuracy_own"], 4)] for x in inside],
+            # updates, accuracy, rollouts of both loops since the start of the run
+            "curve": [
+                [
+                    x["updates"],
+                    round(x["validation/accuracy_own"], 4),
+                    x["rollouts_slow"] + x["rollouts_fast"],
+                ]
+                for x in inside
+            ],
             "scores": row(run, task),
             "prompt": dict(run.population.best().components),
         }
@@ -161,7 +169,7 @@ def complete(run: dict[str, Any]) -> bool:
 
 def worth(run: dict[str, Any]) -> float:
     """Mean over a run's evaluations of the accuracy on the task that was trained on then."""
-    return statistics.fmean(y for stage in run["stages"] for _, y in stage["curve"])
+    return statistics.fmean(y for stage in run["stages"] for _, y, _ in stage["curve"])
 
 
 def best_rate(runs: list[dict[str, Any]], name: str) -> float | None:
@@ -198,15 +206,25 @@ def peaks(results: Path, base: str) -> dict[str, float]:
     return found
 
 
-def arrival(stage: dict[str, Any], first: int, level: float) -> int | None:
-    """Updates of a task until its accuracy is at a level, None if never."""
-    return next((x - first for x, y in stage["curve"] if y >= level), None)
+def arrival(run: dict[str, Any], number: int, level: float) -> tuple[int, int] | None:
+    """Updates and rollouts of a stage until its accuracy is at a level, None if never."""
+    before = run["stages"][number - 1]["curve"][-1] if number else [0, 0.0, 0]
+    curve = run["stages"][number]["curve"]
+    rows = ((x - before[0], n - before[2]) for x, y, n in curve if y >= level)
+    return next(rows, None)
 
 
 def table(runs: list[dict[str, Any]], peak: dict[str, float]) -> str:
     """After each task a row an arm: accuracy on every task, how fast it came, and the probe."""
     tasks = runs[0]["tasks"]
-    head = ["after", "arm", "seeds", *tasks, f"updates to {SHARE:.0%} of the peak", "probe"]
+    head = [
+        "after",
+        "arm",
+        "seeds",
+        *tasks,
+        f"updates, rollouts to {SHARE:.0%} of the peak",
+        "probe",
+    ]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
 
     def line(first: list[str], mine: list[dict[str, Any]], reached: str) -> str:
@@ -223,8 +241,8 @@ def table(runs: list[dict[str, Any]], peak: dict[str, float]) -> str:
         for name, mine in arms.items():
             stages, reached = [run["stages"][number] for run in mine], "not measured"
             if task in peak:
-                begun, level = number * mine[0]["updates"], SHARE * peak[task]
-                reached = fst.there([arrival(x, begun, level) for x in stages])
+                found = [arrival(run, number, SHARE * peak[task]) for run in mine]
+                reached = " / ".join(fst.there([at and at[i] for at in found]) for i in (0, 1))
             who = [task, f"{name}, lr {mine[0]['lr']:g}", str(len(mine))]
             lines.append(line(who, stages, reached))
     return "\n".join(lines)

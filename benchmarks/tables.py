@@ -152,9 +152,10 @@ def fst_table(name: str) -> str:
         return "Not run yet."
     runs = load(name)["runs"]
     updates = span([str(r["updates"]) for r in runs])
+    rates = sorted({lr for name in fst.ARMS for lr in fst.swept(runs, name)})
     return (
         f"{fst.table(runs)}\n\nKL in nats an answer; {updates} updates; the best of "
-        f"{', '.join(f'{rate:g}' for rate in fst.RATES)} as learning rate of each arm, by the "
+        f"{', '.join(f'{rate:g}' for rate in rates)} as learning rate of each arm, by the "
         f"mean accuracy over all evaluations of seed {fst.SWEEP_SEED}; {circumstances(runs)}"
     )
 
@@ -180,7 +181,7 @@ def draw_continual() -> None:
 
     runs = load("fst_continual")["runs"] if fst_continual.OUT.exists() else []
     arms = {
-        name: [[(x, y) for stage in run["stages"] for x, y in stage["curve"]] for run in mine]
+        name: [[(x, y) for stage in run["stages"] for x, y, _ in stage["curve"]] for run in mine]
         for name in fst_continual.ARMS
         if (mine := fst_continual.reported(runs, name))
     }
@@ -241,7 +242,7 @@ def draw_catch() -> None:
         arms: dict[str, list[Any]] = {}
         for run in record["runs"]:
             arms.setdefault(run["arm"], []).append(run["curve"])
-        figure = Figure(figsize=(7, 4), layout="constrained")
+        figure = Figure(figsize=(9, 4), layout="constrained")
         ax = plot.reward_curves(figure.subplots(), arms, record["chance"])
         ax.set_title(f"Catch, N = {size}, M = {record['visible']}", loc="left", fontsize=10)
         figure.savefig(ROOT / "docs" / "images" / f"catch_{size}.png", dpi=110)

@@ -60,7 +60,7 @@ def test_the_best_rate_is_the_sweeps(fst):
 def test_what_is_wanted(fst):
     options, arms = fst.Options(arms=("fst", "evolution", "rl-kl")), tuple(fst.ARMS)
     sweep = fst.wanted(dataclasses.replace(options, sweep=True), arms, [])
-    assert len(sweep) == 3 + 1 + 3 and {seed for _, _, seed in sweep} == {fst.SWEEP_SEED}
+    assert len(sweep) == 4 + 1 + 4 and {seed for _, _, seed in sweep} == {fst.SWEEP_SEED}
     done = [made(fst, "fst", fst.SWEEP_SEED, [0.0, 0.1], lr=3e-4)]
     runs = fst.wanted(options, arms, done)
     # five seeds of the main arms and three of others, the first seeds of all of them first
@@ -95,20 +95,44 @@ def test_costs_are_counted_to_what_rl_only_reaches(fst):
     assert fst.arrival(runs[5], 0.375) is None and fst.arrival(runs[3], None) is None
     table = fst.table(runs)
     rows = {line.split(" | ")[0].strip("| "): line for line in table.splitlines() if "%" in line}
-    assert "| 62.5 % (12-100) | 192 | 144, 1 never | 1.00 | 1.20 |" in rows["fst"]
+    assert "| 62.5 % (12-100) | 192 | 192, 1 never | 1.00 | 1.20 |" in rows["fst"]
     assert "0.0, 25.0 %" in rows["fst"] and "50.0, 62.5 %" in rows["fst"]
     assert (
         "| 1 | 12.5 % (12-12) |" in rows["fst, blind proposer"]
         and "never" in (rows["fst, blind proposer"])
     )
-    assert "| 64, 1 never |" in rows["rl"]
+    assert "| never, 1 of 2 did |" in rows["rl"]
     assert "RL's peak: 37.5 %" in table
     # 64 rollouts to 0.5, and to 0.25, against 96; all after one evaluation
     assert fst.matched(runs) == [(1.0, 64 / 96, 1.0, 1.0)] * 2
     assert "1 (1-1) times the updates, 0.67 (0.67-0.67) times the rollouts" in table
     assert "divergence there is 1 (1-1) of RL's" in table
+    # a seed with which it never gets there counts: as the worst in the median, and by name
+    missed = [*runs[:4], made(fst, "fst", 1, [0.0, 0.1, 0.1], fast=32)]
+    assert fst.matched(missed) == [(1.0, 64 / 96, 1.0, 1.0), None]
+    assert "0.5 (1-1) times the updates" in fst.table(missed)
+    assert "With 1 of 2 seeds" in fst.table(missed)
     never = [r for r in runs if r["arm"] == "rl"] + [made(fst, "fst", 0, [0.0, 0.1, 0.1])]
-    assert fst.matched(never) == [] and "times the" not in fst.table(never)
+    assert fst.matched(never) == [None] and "times the" not in fst.table(never)
+    assert "With 1 of 1 seeds" in fst.table(never)
+
+
+def test_never_is_above_every_number(fst):
+    assert fst.there([3, 1, 2]) == "2"
+    assert fst.there([3, None, 2]) == "3, 1 never"
+    assert fst.there([3, None, None]) == "never, 1 of 3 did"
+    assert fst.there([None, None]) == "never"
+
+
+def test_the_edge_of_the_sweep_is_named(fst):
+    runs = [
+        made(fst, "rl", fst.SWEEP_SEED, [0.0, 0.5, 0.5], lr=1e-3),
+        made(fst, "rl", fst.SWEEP_SEED, [0.0, 0.2, 0.2], lr=1e-4),
+        made(fst, "rl", 0, [0.0, 0.5, 0.5], lr=1e-3),
+    ]
+    assert "| rl | 0.001, largest tried | 1 |" in fst.table(runs)
+    runs.append(made(fst, "rl", fst.SWEEP_SEED, [0.0, 0.1, 0.1], lr=3e-3))
+    assert "| rl | 0.001 | 1 |" in fst.table(runs)
 
 
 def test_nothing_is_compared_at_an_accuracy_of_nothing(fst):

@@ -31,7 +31,10 @@ def made(arm, seed, accuracies, probes, lr=1e-3):
     stages = [
         {
             "task": task,
-            "curve": [[12 * i + 6, known[i] / 2], [12 * i + 12, known[i]]],
+            "curve": [
+                [12 * i + 6, known[i] / 2, 100 * i + 50],
+                [12 * i + 12, known[i], 100 * i + 100],
+            ],
             "scores": {t: {"accuracy_own": known[j]} for j, t in enumerate(TASKS)},
             "probe": [[0, 0.0], [6, probes[i]]],
         }
@@ -59,10 +62,14 @@ def test_the_table_has_every_task_after_every_task(continual):
     first = "| Conventions | fst, lr 0.001 | 2 | 75.0 % (50-100) | 0.0 % (0-0) | not measured |"
     assert lines[3] == first + " 37.5 % (25-50) |"
     # 90 % of 1.0: the seed with 0.5 half way and 1.0 at the end is there after 12 updates
-    second = "| Programs | fst, lr 0.001 | 2 | 50.0 % (25-75) | 75.0 % (50-100) | 12, 1 never |"
+    second = "| Programs | fst, lr 0.001 | 2 | 50.0 % (25-75) | 75.0 % (50-100) | "
+    second += "never, 1 of 2 did / never, 1 of 2 did |"
     assert lines[5] == second + " 50.0 % (25-75) |"
-    slow = "| Programs | rl, lr 0.0003 | 1 | 0.0 % (0-0) | 25.0 % (25-25) | never | 0.0 % (0-0) |"
-    assert lines[6] == slow and len(lines) == 7
+    slow = "| Programs | rl, lr 0.0003 | 1 | 0.0 % (0-0) | 25.0 % (25-25) | never / never |"
+    assert lines[6] == slow + " 0.0 % (0-0) |" and len(lines) == 7
+    # counted from where the task began: the run had made 100 rollouts by then
+    assert continual.arrival(runs[2], 1, 0.9) == (12, 100)
+    assert continual.arrival(runs[2], 0, 0.2) == (6, 50)
 
 
 def test_a_sweep_alone_is_no_result_and_no_error(continual, monkeypatch, tmp_path):

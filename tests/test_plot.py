@@ -37,7 +37,10 @@ def test_reward_curves_show_every_seed_and_their_median():
     thin, median = ax.lines[:3], ax.lines[3]
     assert [line.get_ydata()[-1] for line in thin] == [0, 1, -1]
     np.testing.assert_array_equal(median.get_xydata(), [[1, -0.5], [2, 0]])
-    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["a, 3 seeds", "chance: -0.75"]
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == [
+        "a, median of 3 seeds",
+        "chance: -0.75",
+    ]
     with pytest.raises(ConfigError, match="same games"):
         plot.reward_curves(Figure().subplots(), {"a": [seeds[0], seeds[1][:1]]})
 

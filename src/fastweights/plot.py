@@ -86,7 +86,7 @@ def reward_curves(
     ax.set(xlabel="games (thousands)", ylabel="mean reward", ylim=(-1, 1.02))
     ax.set_xlim(left=0)
     ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(frameon=False, loc="lower right")
+    ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return ax
 
 
@@ -168,6 +168,7 @@ def fast_slow(curves: Mapping[str, Sequence[tuple[float, float, float]]], note: 
     figure = _figure(9.0, 3.6)
     left, right = figure.subplots(1, 2)
     styles: dict[str, tuple[str, str]] = {}
+    highest = farthest = 0.0
     for name, points in curves.items():
         group = name.split(",")[0]
         label = None if group in styles else group
@@ -175,12 +176,17 @@ def fast_slow(curves: Mapping[str, Sequence[tuple[float, float, float]]], note: 
         rollouts, accuracy, divergence = np.asarray(points, np.float64).reshape(-1, 3).T
         _check_fractions(accuracy, name)
         style: dict[str, Any] = {"color": colour, "linestyle": dash, "linewidth": 1.6}
-        left.plot(rollouts, 100 * accuracy, label=label, **style)
+        left.plot(rollouts / 1000, 100 * accuracy, label=label, **style)
+        highest, farthest = max(highest, accuracy.max()), max(farthest, divergence.max())
         right.plot(divergence, 100 * accuracy, marker=".", label=label, **style)
-    left.set(xlabel="rollouts, those of evolutions included", ylabel="accuracy (%)", ylim=(0, 100))
-    right.set(xlabel="KL to the base model (nats an answer)", ylim=(0, 100))
+    left.set(xlabel="thousands of rollouts, those of evolutions included", ylabel="accuracy (%)")
+    left.set_xlim(left=0)
+    right.set(xlabel="KL to the base model (nats an answer)")
+    # what is all near the bottom gets an axis of its own; what never moved is not on the frame
+    top = 100 if highest > 1 / 3 else max(5, math.ceil(140 * highest))
+    right.set_xlim(left=-0.04 * max(farthest, 1e-3))
     for ax in (left, right):
-        ax.set_xlim(left=0)
+        ax.set_ylim(0, top)
         ax.spines[["top", "right"]].set_visible(False)
     left.legend(frameon=False)
     if note:
@@ -304,7 +310,7 @@ def _seeds(
         there = across * np.asarray([point[0] for point in seeds[0]])
         values = up * np.asarray([[value for _, value in curve] for curve in seeds])
         ax.plot(there, values.T, color=colour, linewidth=0.5, alpha=0.5)
-        label = f"{name}, {len(seeds)} seeds" if len(seeds) > 1 else name
+        label = f"{name}, median of {len(seeds)} seeds" if len(seeds) > 1 else name
         median = np.median(values, axis=0)
         ax.plot(there, median, color=colour, linestyle=dash, linewidth=2, label=label)
 
