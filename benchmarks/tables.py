@@ -11,6 +11,7 @@ from typing import Any
 
 import books
 import catch
+import claims
 import decode_page
 import fst
 import fst_continual
@@ -25,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 #: page -> the tables between its markers
 PAGES = {
-    ROOT / "README.md": ("retrieval_table", "glimpses_table", "catch"),
+    ROOT / "README.md": ("claims",),
     ROOT / "docs" / "fast_weight_rnn.md": (
         "results",
         "retrieval_table",
@@ -252,6 +253,8 @@ def render(name: str) -> str:
     """One table of the committed results."""
     if name == "results":
         return table([load("retrieval"), load("glimpses")])
+    if name == "claims":
+        return claims.table(load, lambda result: (RESULTS / f"{result}.json").exists())
     if name == "books":
         return books_table()
     if name == "fst_continual":

@@ -1,0 +1,160 @@
+"""The README's table: what was measured, a line a claim, from the committed JSON.
+
+Each line names what it is compared with, and says so where the comparison is lost.
+"""
+
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import books
+import catch
+import fst
+from in_place_page import GIB
+
+from fastweights.train.sweep import result
+
+Load = Callable[[str], dict[str, Any]]
+
+
+def table(load: Load, there: Callable[[str], bool]) -> str:
+    """Every claim whose results are there.
+
+    Args:
+        load: a result by its name.
+        there: whether a result of that name is committed.
+    """
+    lines = ["| what | measured | beside it | how |", "|---|---|---|---|"]
+    for name, claims in CLAIMS:
+        if there(name):
+            lines += [f"| {' | '.join(row)} |" for row in claims(load(name))]
+    return "\n".join(lines)
+
+
+def sweep_row(record: dict[str, Any], what: str, units: int, others: dict[str, str]) -> list[str]:
+    """Test error of fast weights beside that of other arms of one size, in %."""
+    cells = {(cell["arm"], cell["units"]): cell for cell in record["cells"]}
+    ours = cells[("fast weights", units)]
+    beside = ", ".join(f"{word} {result(cells[(arm, units)])}" for arm, word in others.items())
+    how = f"{len(ours['seeds'])} seeds, {ours['updates']:,} updates"
+    if (paper := record["paper"]["fast weights"].get(str(units))) is not None:
+        how += f"; the paper has {paper:g}"
+    page = "[table](docs/fast_weight_rnn.md)"
+    return [what, f"**{result(ours)} %**", beside, f"{how}; {page}"]
+
+
+def retrieval(record: dict[str, Any]) -> list[list[str]]:
+    """Two sizes of table 1: one where the memory decides, one where it does not."""
+    decided = {"LSTM": "LSTM", "fast weights, η = 0": "nothing written"}
+    return [
+        sweep_row(record, "retrieval, test error, 50 units", 50, decided),
+        sweep_row(record, "the same, 20 units", 20, {"layer-normed RNN": "layer-normed RNN"}),
+    ]
+
+
+def glimpses(record: dict[str, Any]) -> list[list[str]]:
+    """Table 2 at 50 units."""
+    others = {"LSTM": "LSTM", "IRNN": "IRNN", "fast weights, η = 0": "nothing written"}
+    return [sweep_row(record, "MNIST in 24 glimpses, test error, 50 units", 50, others)]
+
+
+def games(level: str) -> Callable[[dict[str, Any]], list[list[str]]]:
+    """Games of Catch to a level, of fast weights and the LSTM."""
+
+    def row(record: dict[str, Any]) -> list[list[str]]:
+        arms = {arm: [r for r in record["runs"] if r["arm"] == arm] for arm in catch.ARMS}
+        count = lambda arm: catch.spread([r["games_to"][level] for r in arms[arm]])
+        seeds = len(arms["LSTM"])
+        what = f"Catch, N = {record['size']}, games to a mean reward of {level}"
+        how = f"median (range) of {seeds} seeds; [curves](docs/catch.md)"
+        return [[what, f"**{count('RNN + fast weights')}**", f"LSTM {count('LSTM')}", how]]
+
+    return row
+
+
+def text(record: dict[str, Any]) -> list[list[str]]:
+    """Test-time training against the same model without, on held-out books."""
+    found = books.compared(record["runs"], "in-place TTT")
+    if found is None:
+        return []
+    number = lambda pair: f"{pair[0]:+.4f} ± {pair[1]:.4f}"
+    what = "books, loss of In-Place TTT less that without, second half of a window"
+    how = f"nats a byte, error over windows, {len(found['seeds'])} seeds"
+    return [
+        [
+            what,
+            f"**{number(found['end'])}**",
+            f"its first eighth {number(found['first'])}",
+            f"{how}; [curves](docs/in_place_ttt.md)",
+        ]
+    ]
+
+
+def layer(record: dict[str, Any]) -> list[list[str]]:
+    """Time and memory of one in-place layer."""
+    group = next(g for g in record["groups"] if g["mode"] == "train")
+    size = f"T {group['length']}, C {group['chunk']}, d {group['d']}, f {group['f']}"
+    memory = record["memory"][0]
+    ours, other = (memory["temp_bytes"][name] / GIB for name in ("ours", "materialised"))
+    page = "[more](docs/performance.md)"
+    return [
+        [
+            "in-place layer, time of a training step over a plain layer's",
+            f"**{group['over_plain']['ours']['median']:.2f}**",
+            f"PyTorch's in-place layer {group['over_plain']['torch eager']['median']:.2f}",
+            f"one core, {size}; {page}",
+        ],
+        [
+            f"the same, temporary memory at Qwen3-4B's size, T {memory['length']:,}",
+            f"**{ours:.2f} GiB**",
+            f"all of a row's fast weights at once {other:.1f} GiB",
+            f"XLA's plan, C {memory['chunk']}; {page}",
+        ],
+    ]
+
+
+def decoding(record: dict[str, Any]) -> list[list[str]]:
+    """Speed of decoding over transformers'."""
+    ratio = lambda model: model["ratios"]["transformers / ours"]["median"]
+    small, large = record["models"]
+    size = lambda model: f"{model['parameters'] / 1e6:.2g} M parameters"
+    return [
+        [
+            f"decoding, times as fast as transformers, {size(small)}",
+            f"**{ratio(small):.1f}**",
+            f"{size(large)} {ratio(large):.1f}, where 5 was wanted",
+            "one core, one sequence, float32; [more](docs/performance.md)",
+        ]
+    ]
+
+
+def prompts(what: str) -> Callable[[dict[str, Any]], list[list[str]]]:
+    """Final accuracy of fast-slow training and its two halves."""
+
+    def row(record: dict[str, Any]) -> list[list[str]]:
+        runs = record["runs"]
+        final = {
+            name: statistics.fmean(fst.column(r, "accuracy_own")[-1] for r in mine)
+            for name in fst.MAIN
+            if (mine := fst.reported(runs, name))
+        }
+        beside = f"RL only {100 * final['rl']:.1f}, prompts only {100 * final['evolution']:.1f}"
+        seeds = len(fst.reported(runs, "fst"))
+        how = f"{seeds} seeds, {runs[0]['updates']} updates; [more](docs/fast_slow_measured.md)"
+        return [[what, f"**{100 * final['fst']:.1f} %**", beside, how]]
+
+    return row
+
+
+#: name of a result -> its lines
+CLAIMS: tuple[tuple[str, Callable[[dict[str, Any]], list[list[str]]]], ...] = (
+    ("retrieval_table", retrieval),
+    ("glimpses_table", glimpses),
+    ("catch_16", games("0.5")),
+    ("catch_24", games("0.9")),
+    ("books", text),
+    ("in_place", layer),
+    ("decode", decoding),
+    ("fst_conventions", prompts("fast-slow training, accuracy, a convention to find")),
+    ("fst_star_graph", prompts("the same, a task that RL never gets a first reward in")),
+)
