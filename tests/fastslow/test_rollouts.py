@@ -132,6 +132,35 @@ def test_groups_are_of_a_problem_or_of_a_prompt():
     )
 
 
+@pytest.mark.parametrize("baseline", ["problem", "prompt"])
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 9])
+def test_every_prompt_has_as_equal_a_share_as_can_be(count, baseline):
+    """Told apart by what was read; the advantages again, from who was asked what."""
+    prompts = [{"odd": "irtnwi"[:i], "even": ""} for i in range(count)]
+    problems = TASK.problems("train", 3, 0)
+    config = PolicyGradient(problems=3, rollouts=8, baseline=baseline)
+    how = sampler()
+    seen = explore(config, TASK, prompts, problems, model(), how, Direct(graded), 0)
+    shares = {1: [8], 2: [4, 4], 3: [3, 3, 2], 5: [2, 2, 2, 1, 1], 9: [1] * 8}[count]
+    expected, start = np.zeros(24), 0
+    texts = [
+        TASK.text(prompt, problem)
+        for problem in problems
+        for prompt, share in zip(prompts, shares, strict=False)
+        for _ in range(share)
+    ]
+    read = [
+        bytes(row[:size].astype(np.uint8)).decode()
+        for row, size in zip(seen.rollouts.inputs, seen.rollouts.input_lengths, strict=True)
+    ]
+    assert read == texts
+    for size in [8] * 3 if baseline == "problem" else shares * 3:
+        mine = seen.rewards[start : start + size]
+        expected[start : start + size] = (mine - mine.mean()) / (mine.std() + 1e-6)
+        start += size
+    np.testing.assert_allclose(seen.advantages, expected, atol=1e-6)
+
+
 def test_what_is_not_scored_is_not_learned_from():
     def broken(problem, answer):
         return Failed("no verdict") if len(answer) % 2 else graded(problem, answer)

@@ -73,15 +73,10 @@ def update(run: Run, at: Tick) -> dict[str, float]:
     easy = round(rl.easy * rl.problems)
     if easy:
         problems[:easy] = task.easier().problems("train", easy, seed("easy"))
-    members = [member.components for member in run.population.members]
-    members = members[: rl.rollouts]
-    # a young population may have a number of prompts that does not divide G
-    while rl.rollouts % len(members):
-        members.append(members[0])
     seen = explore(
         rl,
         task,
-        members,
+        [run.population.members[i].components for i in run.population.order],
         problems,
         run.state.model,
         run.sampler(task),

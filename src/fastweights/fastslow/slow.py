@@ -1,6 +1,7 @@
 """An update of the slow weights from rollouts under the whole population of prompts."""
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -50,19 +51,27 @@ def explore(
     judge: Judge,
     seed: int,
 ) -> Experience:
-    """G rollouts of every problem, G / K under each of the K prompts, and their advantages."""
-    times = config.rollouts // len(prompts)
-    texts = [task.text(prompt, problem) for problem in problems for prompt in prompts]
+    """G rollouts of every problem, spread over the prompts by `shares`, and their advantages."""
+    counts = shares(config.rollouts, len(prompts))
+    prompts = prompts[: len(counts)]
+    # as many times as every share allows: a text is read once for so many answers
+    times = math.gcd(*counts)
+    each = [p for p, count in zip(prompts, counts, strict=True) for _ in range(count // times)]
+    texts = [task.text(prompt, problem) for problem in problems for prompt in each]
     rollouts = sampler(model, texts, times, seed)
-    size = len(prompts) * times
-    asked = [problem for problem in problems for _ in range(size)]
+    asked = [problem for problem in problems for _ in range(config.rollouts)]
     outcomes = judge.verify_many(asked, rollouts.texts)
     found = rewards(outcomes)
-    member = size if config.baseline == "problem" else times
-    groups = np.arange(len(found)) // member
+    sizes = [config.rollouts] if config.baseline == "problem" else counts
+    groups = np.repeat(np.arange(len(problems) * len(sizes)), sizes * len(problems))
     worth, used = advantages(found, groups, config.advantage)
     good = [x.correct for x in outcomes if isinstance(x, Score)]
     return Experience(rollouts, found, sum(good) / max(len(good), 1), worth, used)
+
+
+def shares(rollouts: int, prompts: int) -> list[int]:
+    """Rollouts of a problem under each prompt, the best first: as equal as can be, none of 0."""
+    return [rollouts // prompts + (i < rollouts % prompts) for i in range(min(prompts, rollouts))]
 
 
 def batch_of(experience: Experience) -> Batch:
