@@ -1,5 +1,8 @@
 """Sampling under mixed prompts against one at a time, and the update against its definition."""
 
+import dataclasses
+
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -173,9 +176,9 @@ def test_what_is_not_scored_is_not_learned_from():
 
 
 def start(optim):
-    return TrainState(
-        jnp.zeros((), jnp.int32), model(), optimizer(optim).init(model()), jax.random.key(0)
-    )
+    """A state of its own memory, which the update takes."""
+    own = jax.tree.map(jnp.copy, model())
+    return TrainState(jnp.zeros((), jnp.int32), own, optimizer(optim).init(own), jax.random.key(0))
 
 
 @pytest.mark.parametrize(
@@ -226,14 +229,32 @@ def test_the_update_is_one_adam_step_on_the_definition(config):
     assert float(scores["off_policy"]) < 1e-4
 
 
-def test_an_update_that_is_not_finite_changes_nothing():
-    optim = Optim(lr=1e-2)
-    batch = batch_of(experience(PolicyGradient(), graded))
-    batch["advantage"] = batch["advantage"] * np.inf
-    state, scores = make_update(PolicyGradient(), optim)(start(optim), None, batch)
+@pytest.mark.parametrize("config", [PolicyGradient(), PolicyGradient(passes=2, entropy=1e-3)])
+def test_an_update_that_is_not_finite_changes_nothing(config):
+    optim = Optim(lr=1e-2 if config.passes == 1 else 1e30, clip=None)
+    batch = batch_of(experience(config, graded))
+    if config.passes == 1:  # else it is the first pass that spoils the second
+        batch["advantage"] = batch["advantage"] * np.inf
+    state, scores = make_update(config, optim)(start(optim), None, batch)
     assert float(scores["not_finite"]) == 1
-    same = jax.tree.map(lambda a, b: bool(jnp.all(a == b)), state.model, model())
+    same = jax.tree.map(lambda a, b: bool(jnp.all(a == b)), state, start(optim))
     assert all(jax.tree.leaves(same))
+
+
+def test_passes_are_updates_on_the_same_rollouts_and_the_old_states_memory_is_taken():
+    optim, config = Optim(lr=1e-2), PolicyGradient(kl=0.1)
+    batch = batch_of(experience(config, graded))
+    once = make_update(config, optim)
+    state, other = start(optim), model(1)
+    for _ in range(3):
+        old, (state, scores) = state, once(state, other, batch)
+        assert all(x.is_deleted() for x in jax.tree.leaves((old.model, old.optimizer)))
+    assert not any(x.is_deleted() for x in jax.tree.leaves((model(), other)))
+    thrice = make_update(dataclasses.replace(config, passes=3), optim)
+    again, last = thrice(start(optim), other, batch)
+    assert int(again.step) == 3 == int(state.step)
+    chex.assert_trees_all_close(again.model, state.model, atol=1e-6)
+    chex.assert_trees_all_close(last, scores, rtol=1e-4)
 
 
 def test_the_divergence_is_that_of_whole_distributions():

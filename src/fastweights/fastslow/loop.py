@@ -83,11 +83,10 @@ def update(run: Run, at: Tick) -> dict[str, float]:
         run.judge(task),
         seed("rollouts"),
     )
-    run.counts["slow"] += len(seen.rewards)
-    step, batch = make_update(rl, config.optim), batch_of(seen)
-    scores: dict[str, Any] = {}
-    for _ in range(rl.passes):
-        run.state, scores = step(run.state, run.base.model if rl.kl else None, batch)
+    step = make_update(rl, config.optim)
+    run.state, scores = step(run.state, run.base.model if rl.kl else None, batch_of(seen))
+    if not scores["not_finite"]:  # an update that was refused is none, nor are its rollouts
+        run.counts["slow"] += len(seen.rewards)
     scored = ~np.isnan(seen.rewards)
     return {name: float(x) for name, x in scores.items()} | {
         "reward": float(seen.rewards[scored].mean()) if scored.any() else 0.0,
@@ -190,6 +189,7 @@ def train_fast_slow(config: FastSlow, run_dir: str | Path, *, quiet: bool = Fals
                 "base": base,
                 "population": prompts.to_json(run.population),
                 "counts": run.counts,
+                "last": run.last,
                 "reflection": run.reflected,
             }
             saves.save(done, run.state, extra=extra)
@@ -223,6 +223,7 @@ def train_fast_slow(config: FastSlow, run_dir: str | Path, *, quiet: bool = Fals
                             next="a new --run-dir with a lower --optim.lr; the weights of the last "
                             "good update are saved in this one",
                         )
+                    run.last = at
                     if updates % plan.log_every == 0 or last:
                         metrics.write(done, standing(run, updates) | prefixed("train", scores))
                         progress.update(done, {"reward": scores["reward"]}, last)
@@ -238,7 +239,7 @@ def train_fast_slow(config: FastSlow, run_dir: str | Path, *, quiet: bool = Fals
                         save(number)
                         saves.wait()
                         raise
-                    updates = at.updates
+                    run.last, updates = at, at.updates
                     log.write(done, at.cycle, event, run.population)
                     ended = event.kind == "kept" and (config.order == "fast" or last)
                     saving = ended
@@ -271,8 +272,12 @@ def restore(run: Run, saves: Checkpoints, base: str, directory: Path) -> int:
             cause="it was trained further, or replaced",
             next="give the base model of the run, or start a new --run-dir",
         )
-    before = sum(at.cycle is None for at in timeline(run.config)[: restored.step])
-    if int(restored.state.step) != before * run.config.rl.passes:
+    ticks = timeline(run.config)
+    updates = sum(at.cycle is None for at in ticks[: restored.step])
+    fits = int(restored.state.step) == updates * run.config.rl.passes
+    # in all other orders the ticks of a shorter run are the first of a longer one's
+    done = restored.step > len(ticks) and run.config.order != "slow then fast"
+    if not fits and not done:
         raise ConfigError(
             "this run cannot be made longer or shorter: its evolutions come after its updates, and "
             "have begun",
@@ -284,6 +289,10 @@ def restore(run: Run, saves: Checkpoints, base: str, directory: Path) -> int:
     run.population = prompts.from_json(restored.extra["population"])
     run.counts = dict(restored.extra["counts"])
     run.reflected = restored.extra.get("reflection")
+    if restored.step:
+        # runs of older versions have not saved it
+        last = restored.extra.get("last")
+        run.last = Tick(*last) if last else ticks[: restored.step][-1]
     return restored.step
 
 

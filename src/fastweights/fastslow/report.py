@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from fastweights.errors import ConfigError
-from fastweights.fastslow.config import FastSlow, Tick, timeline
+from fastweights.fastslow.config import FastSlow, Tick
 from fastweights.fastslow.evaluation import held_out, score
 from fastweights.fastslow.loop import EVALUATION_TIMES, evaluate, fingerprint, restore
 from fastweights.fastslow.run import Run, begin
@@ -50,9 +50,9 @@ def load(run_dir: str | Path, mesh: jax.sharding.Mesh | None = None) -> tuple[Ru
     run = begin(config, mesh)
     with Checkpoints(folder / "checkpoints", report=warn) as saves:
         done = restore(run, saves, fingerprint(run.base.model), folder)
-    if not done:
+    if not done or run.last is None:
         raise ConfigError("this run has no checkpoint yet", where=folder, next="train it further")
-    return run, timeline(config)[done - 1]
+    return run, run.last
 
 
 def two_by_two(run: Run, task: Any, split: str = "test") -> dict[str, float]:

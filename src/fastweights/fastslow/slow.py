@@ -100,10 +100,11 @@ def answer_log_probs(model: Any, batch: Batch, temperature: float) -> Array:
 
 @functools.lru_cache(16)
 def make_update(config: PolicyGradient, optim: Optim) -> Update:
-    """The jitted update: (state, base, batch) -> (state, scores).
+    """The jitted update: (state, base, batch) -> (state, scores); it takes the old state's memory.
 
-    `base` is None, or the model that `config.kl` keeps the policy near to. An update whose loss or
-    gradient is not finite changes nothing.
+    It is all of `config.passes`, and the scores are those of the last. `base` is None, or the model
+    that `config.kl` keeps the policy near to. An update with a loss or gradient that is not finite,
+    in any pass, changes nothing at all, so that it can be told and done again.
     """
 
     def loss(model: Any, base: Any, batch: Batch) -> tuple[Array, dict[str, Array]]:
@@ -120,4 +121,14 @@ def make_update(config: PolicyGradient, optim: Optim) -> Update:
         scores = {"loss": policy, "off_policy": token_mean(jnp.abs(apart), there)}
         return total, scores
 
-    return jax.jit(descend(optim, loss))
+    step = descend(optim, loss)
+
+    def update(state: TrainState, base: Any, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+        new, scores = jax.lax.scan(
+            lambda now, _: step(now, base, batch), state, length=config.passes
+        )
+        bad = scores.pop("not_finite").max()
+        kept = jax.tree.map(lambda a, b: jnp.where(bad > 0, a, b), state, new)
+        return kept, {name: x[-1] for name, x in scores.items()} | {"not_finite": bad}
+
+    return jax.jit(update, donate_argnums=0)
