@@ -62,6 +62,9 @@ def evolve(run: Run, at: Tick) -> Event:
     )
     run.counts["fast"] += event.rollouts
     run.reflected = run.reflection and run.reflection.to_json()
+    if run.reflection and event.kind == "failed":
+        # without new prompts the run is RL alone, and should not be so in silence
+        warn(f"no new prompt: {event.text}")
     return event
 
 
