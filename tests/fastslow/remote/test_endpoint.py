@@ -227,6 +227,7 @@ def test_a_key_that_is_none(monkeypatch, value):
     [
         ({"base_url": "localhost:8000"}, "no http"),
         ({"base_url": "ftp://host/v1"}, "no http"),
+        ({"base_url": "http://host/a b"}, "no http"),
         ({"base_url": "http://host:no/v1"}, "no http"),
         ({"base_url": f"http://me:{KEY}@host/v1"}, "may be a secret"),
         ({"base_url": f"http://host/v1?key={KEY}"}, "may be a secret"),

@@ -66,7 +66,8 @@ class Endpoint:
             good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
         except ValueError:
             good = False
-        if not good or not self.base_url.isascii() or not self.base_url.isprintable():
+        plain = self.base_url.isascii() and self.base_url.isprintable() and " " not in self.base_url
+        if not good or not plain:
             raise ConfigError("base_url is no http or https address", where="base_url")
         if parts.username or parts.password or parts.query or parts.fragment:
             raise ConfigError(
