@@ -26,6 +26,7 @@ from fastweights.fastslow.seeds import seed_of
 from fastweights.tasks.continual import Continual
 from fastweights.tasks.conventions import Conventions
 from fastweights.tasks.programs import Programs
+from fastweights.tasks.prompted import Failed
 from fastweights.tasks.reasoning_gym import ReasoningGym
 from fastweights.train.config import Mesh, Optim, Train, from_json, to_json
 
@@ -310,6 +311,21 @@ def test_verdicts_have_a_limit_of_time_and_the_judging_process_ends(tmp_path):
     assert {f"validation/{k}": v for k, v in mine.items()}.items() <= first.items()
     with pytest.raises(ConfigError, match="verdict_limit is 0"):
         check(dataclasses.replace(config, verdict_limit=0.0))
+
+
+def test_where_no_answer_can_be_scored_nothing_is_said_to_be_known(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Programs, "verify", lambda *_: Failed("died"))
+    config = dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, steps=1))
+    _, history, _ = finished(tmp_path / "run", config)
+    last = history[-2] | history[-1]
+    names = ("train/reward", "train/accuracy", "validation/accuracy_own", "validation/reward_seed")
+    assert [last[name] for name in names] == [None] * 4 and last["train/unscored"] == 1
+    said = capsys.readouterr().err
+    assert "update 1: none of 8 answers could be scored" in said and "error='died'" in said
+    assert "part 0 of evolution 0: none of 4 answers" in said
+    assert cli.main(["eval", "--run-dir", str(tmp_path / "run")]) == 0
+    strict = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert strict["accuracy_own"] is None and strict["trained_population"] is None
 
 
 def test_code_of_others_does_not_judge_in_the_run(tmp_path):

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from small import model
 
-from fastweights.fastslow.evaluation import divergence, sequences
+from fastweights.fastslow.evaluation import divergence, score, sequences
 from fastweights.fastslow.judge import Direct
+from fastweights.fastslow.loop import tell_unscored
 from fastweights.fastslow.objective import PolicyGradient
 from fastweights.fastslow.rollouts import Rollouts, Sampler, power_of_two
 from fastweights.fastslow.slow import answer_log_probs, batch_of, explore, make_update
@@ -173,6 +174,21 @@ def test_what_is_not_scored_is_not_learned_from():
     assert odd.any() and not odd.all()
     assert np.isnan(seen.rewards[odd]).all() and not seen.used[odd].any()
     assert not np.asarray(batch_of(seen)["used"])[odd].any()
+
+
+def test_where_nothing_is_scored_nothing_is_known(capsys):
+    died = lambda problem, answer: Failed("died")
+    seen = experience(PolicyGradient(problems=4, rollouts=6), died)
+    assert np.isnan(seen.correct) and not seen.used.any()
+    tell_unscored(seen.outcomes, "update 7")
+    said = "warning: update 7: none of 24 answers could be scored, the first: Failed(error='died')"
+    assert said in capsys.readouterr().err
+    problems = TASK.problems("train", 4, 0)
+    got = score(model(), TASK, TASK.seed_prompt, problems, sampler(), Direct(died), 1, 0)
+    assert np.isnan(got.accuracy) and np.isnan(got.reward) and got.unscored == 1
+    half = lambda problem, answer: graded(problem, answer) if problem == problems[0] else died(0, 0)
+    got = score(model(), TASK, TASK.seed_prompt, problems, sampler(), Direct(half), 1, 0)
+    assert got.reward == graded(problems[0], got.rollouts.texts[0]).value and got.unscored == 0.75
 
 
 def start(optim):

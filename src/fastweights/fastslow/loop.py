@@ -8,6 +8,8 @@ evolution too, goes on exactly as if it had not been.
 import contextlib
 import dataclasses
 import hashlib
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from fastweights.fastslow.remote.reflection import Reflection, changeable
 from fastweights.fastslow.run import Run, begin
 from fastweights.fastslow.seeds import seed_of
 from fastweights.fastslow.slow import batch_of, explore, make_update
-from fastweights.tasks.prompted import Prompt
+from fastweights.tasks.prompted import Outcome, Prompt, Score
 from fastweights.train import run_dir as runs
 from fastweights.train.checkpoint import Checkpoints
 from fastweights.train.loop import Result
@@ -41,12 +43,15 @@ def evolve(run: Run, at: Tick) -> Event:
     """One tick of an evolution."""
     task, config = run.task(at.updates), run.config
     sampler, judge = run.sampler(task), run.judge(task)
+    outcomes: list[Outcome] = []
 
     def evaluate(candidates: Any, problems: Any, samples: int, seed: int) -> Any:
         texts = [task.text(prompt, problem) for prompt in candidates for problem in problems]
         found = sampler(run.state.model, texts, samples, seed)
         asked = [x for _ in candidates for x in problems for _ in range(samples)]
-        judged = map(Judged, found.texts, judge.verify_many(asked, found.texts))
+        verdicts = judge.verify_many(asked, found.texts)
+        outcomes.extend(verdicts)
+        judged = map(Judged, found.texts, verdicts)
         return [[[next(judged) for _ in range(samples)] for _ in problems] for _ in candidates]
 
     assert at.cycle is not None
@@ -60,6 +65,7 @@ def evolve(run: Run, at: Tick) -> Event:
         proposer=run.proposer(task),
         seed=config.seed,
     )
+    tell_unscored(outcomes, f"part {at.part} of evolution {at.cycle}")
     run.counts["fast"] += event.rollouts
     run.reflected = run.reflection and run.reflection.to_json()
     if run.reflection and event.kind == "failed":
@@ -90,20 +96,28 @@ def update(run: Run, at: Tick) -> dict[str, float]:
     run.state, scores = step(run.state, run.base.model if rl.kl else None, batch_of(seen))
     if not scores["not_finite"]:  # an update that was refused is none, nor are its rollouts
         run.counts["slow"] += len(seen.rewards)
+    tell_unscored(seen.outcomes, f"update {at.updates + 1}")
     scored = ~np.isnan(seen.rewards)
     return {name: float(x) for name, x in scores.items()} | {
-        "reward": float(seen.rewards[scored].mean()) if scored.any() else 0.0,
+        "reward": float(seen.rewards[scored].mean()) if scored.any() else math.nan,
         "accuracy": seen.correct,
         "used": float(seen.used.mean()),
         "unscored": float(1 - scored.mean()),
     }
 
 
+def tell_unscored(outcomes: Sequence[Outcome], where: str) -> None:
+    """Warn where no answer at all has a score: nothing is learned there, which has a reason."""
+    if outcomes and not any(isinstance(x, Score) for x in outcomes):
+        warn(f"{where}: none of {len(outcomes)} answers could be scored, the first: {outcomes[0]}")
+
+
 def evaluate(run: Run, task: Any, split: str = "validation") -> dict[str, float]:
     """Accuracy on held-out problems of a task, and divergence from the base model.
 
     "own" is the best prompt of the population as last scored, "seed" the task's empty one; the
-    divergences are under the same prompt for both models.
+    divergences are under the same prompt for both models. Accuracy and reward are NaN where no
+    answer could be scored.
     """
     model, problems = run.state.model, held_out(task, split, run.config.evaluation)
 

@@ -80,15 +80,15 @@ def two_by_two(run: Run, task: Any, split: str = "test") -> dict[str, float]:
 def evaluate_fast_slow(run_dir: str | Path, split: str = "test") -> dict[str, Any]:
     """Scores of a run's newest checkpoint on one split of the task it was last trained on.
 
-    Errors are those of `load`.
+    What is not known, as no answer could be scored, is None. Errors are those of `load`.
     """
     run, at = load(run_dir)
     task = run.task(at.updates)
     with contextlib.closing(run):
+        found = {**evaluate(run, task, split), **two_by_two(run, task, split)}
         return {
             "updates": at.updates + (at.cycle is None),
             "split": split,
             "prompt": dict(run.population.best().components),
-            **evaluate(run, task, split),
-            **two_by_two(run, task, split),
+            **{name: None if math.isnan(x) else x for name, x in found.items()},
         }

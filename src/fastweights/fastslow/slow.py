@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from fastweights.fastslow.evaluation import answer_features, rewards, sequences
+from fastweights.fastslow.evaluation import accuracy, answer_features, rewards, sequences
 from fastweights.fastslow.judge import Judge
 from fastweights.fastslow.objective import (
     PolicyGradient,
@@ -22,7 +22,7 @@ from fastweights.fastslow.objective import (
 from fastweights.fastslow.rollouts import Rollouts, Sampler
 from fastweights.models.decoder import unembedding
 from fastweights.nn.cross_entropy import NO_TARGET, token_losses
-from fastweights.tasks.prompted import Problem, Prompt, PromptedTask, Score
+from fastweights.tasks.prompted import Outcome, Problem, Prompt, PromptedTask, Score
 from fastweights.train.config import Optim
 from fastweights.train.state import TrainState
 from fastweights.train.step import descend
@@ -36,9 +36,10 @@ class Experience(NamedTuple):
 
     rollouts: Rollouts
     rewards: np.ndarray  # [B] float64, NaN where there is no score
-    correct: float  # share of the scored answers that are right
+    correct: float  # share of the scored answers that are right, NaN if there are none
     advantages: np.ndarray  # [B]
     used: np.ndarray  # [B] bool
+    outcomes: Sequence[Outcome]  # what was judged, for those who ask why there is no score
 
 
 def explore(
@@ -65,8 +66,8 @@ def explore(
     sizes = [config.rollouts] if config.baseline == "problem" else counts
     groups = np.repeat(np.arange(len(problems) * len(sizes)), sizes * len(problems))
     worth, used = advantages(found, groups, config.advantage)
-    good = [x.correct for x in outcomes if isinstance(x, Score)]
-    return Experience(rollouts, found, sum(good) / max(len(good), 1), worth, used)
+    good = [x for x in outcomes if isinstance(x, Score)]
+    return Experience(rollouts, found, accuracy(good), worth, used, outcomes)
 
 
 def shares(rollouts: int, prompts: int) -> list[int]:
