@@ -86,7 +86,7 @@ class Population:
         """Whether all members with any score have one there, `[instances]`."""
         assert self.scores is not None
         there = ~np.isnan(self.scores)
-        return (there | ~there.any(1, keepdims=True)).all(0)
+        return np.asarray((there | ~there.any(1, keepdims=True)).all(0))
 
     def has(self, components: Mapping[str, str]) -> bool:
         """Whether some member is this prompt."""
