@@ -73,7 +73,7 @@ def export_policy(run_dir: Path, path: Path) -> int:
             "prompt": dict(run.population.members[i].components),
             "score": float(means[i]) if scored and np.isfinite(means[i]) else None,
         }
-        for i in np.argsort(-means, kind="stable")
+        for i in run.population.order
     ]
     try:
         write_text(path / "prompts.json", json.dumps(members, indent=2) + "\n")

@@ -92,6 +92,26 @@ class Task:
 
 
 @dataclasses.dataclass(frozen=True)
+class Slow(Task):
+    """A task that needs a second before its first verdict, if it is not prepared."""
+
+    broken: bool = False
+
+    def prepare(self):
+        """That second."""
+        if self.broken:
+            raise ImportError("no module named oracle")
+        time.sleep(1.0)
+        os.environ["PREPARED"] = "yes"
+
+    def verify(self, problem, answer):
+        """Half a reward."""
+        if "PREPARED" not in os.environ:
+            self.prepare()
+        return super().verify(problem, answer)
+
+
+@dataclasses.dataclass(frozen=True)
 class Stuck(Programs):
     """Programs, of which one problem is never judged."""
 

@@ -1,5 +1,6 @@
 """Evolution on a stand-in model that does what prompts say, with noise, failures and stops."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -117,6 +118,31 @@ def test_a_child_no_better_is_rejected_and_a_known_one_costs_nothing():
     for event in events:
         if event.kind == "duplicate":
             assert event.rollouts == 8  # the parent's minibatch, nothing of the child
+
+
+def test_of_a_parent_that_cannot_be_beaten_no_child_is_made():
+    class Never:
+        description = "never asked"
+
+        def choose(self, prompt, records, draw):
+            raise AssertionError("the proposer was asked")
+
+    evaluate, config = Obedient(), dataclasses.replace(CONFIG, crossover=1.0)
+    population, events = Population((Candidate(0, TASK.oracle),)), []
+    for number in range(config.ticks):
+        population, event = tick(
+            config, TASK, population, 0, number, evaluate=evaluate, proposer=Never(), seed=0
+        )  # fmt: skip
+        events.append(event)
+    assert [event.kind for event in events] == ["scored", *["perfect"] * 8, "kept"]
+    assert [event.rollouts for event in events] == [12 * 2, *[6] * 8, 0]
+    assert evaluate.count == sum(event.rollouts for event in events)
+    # where there is no most that a score can be, the proposer is asked
+    with pytest.raises(AssertionError, match="was asked"):
+        tick(
+            CONFIG, TASK, population, 0, 1, evaluate=evaluate, proposer=Never(), seed=0,
+            perfect_score=None,
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize(

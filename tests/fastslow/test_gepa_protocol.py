@@ -178,6 +178,15 @@ def test_texts_by_the_adapter_or_a_proposer():
     assert sum(event.kind == "failed" for event in events) == CONFIG.proposals
 
 
+@pytest.mark.parametrize("most, kind", [(None, "duplicate"), (1.0, "perfect"), (2.0, "duplicate")])
+def test_a_system_that_says_what_is_perfect_is_not_asked_for_more(most, kind):
+    same = lambda candidate, shown, components: {name: candidate[name] for name in components}
+    seed = {"list": " ".join(WORDS)}
+    system = Adapted(Colours(), WORDS, seed, proposer=same, perfect_score=most)
+    _, events = evolve(CONFIG, system, 1)
+    assert {event.kind for event in events} == {"scored", kind, "kept"}
+
+
 def test_scores_that_are_none_and_systems_that_cannot_work():
     class Odd(Colours):
         def evaluate(self, batch, candidate, capture_traces=False):

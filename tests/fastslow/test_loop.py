@@ -13,10 +13,10 @@ from _verifiers import Stuck
 from small import base, graded, stopping
 
 from fastweights import cli, pretrained
-from fastweights.errors import CheckpointError, ConfigError, Preempted
+from fastweights.errors import CheckpointError, ConfigError, NumericalError, Preempted
 from fastweights.fastslow import loop, report
 from fastweights.fastslow import population as prompts
-from fastweights.fastslow.config import ARMS, FastSlow, arm, check, timeline
+from fastweights.fastslow.config import ARMS, FastSlow, Tick, arm, check, timeline
 from fastweights.fastslow.evaluation import held_out
 from fastweights.fastslow.evolution import Evolution
 from fastweights.fastslow.objective import PolicyGradient
@@ -26,6 +26,7 @@ from fastweights.fastslow.seeds import seed_of
 from fastweights.tasks.continual import Continual
 from fastweights.tasks.conventions import Conventions
 from fastweights.tasks.programs import Programs
+from fastweights.tasks.prompted import Failed
 from fastweights.tasks.reasoning_gym import ReasoningGym
 from fastweights.train.config import Mesh, Optim, Train, from_json, to_json
 
@@ -222,6 +223,52 @@ def test_evolutions_after_the_updates_cannot_be_put_off(tmp_path):
     assert runs_files(tmp_path / "run") == before
 
 
+@pytest.mark.parametrize("name", ["fst", "rl", "evolution", "evolution-rl"])
+def test_a_finished_run_that_is_asked_for_less_has_nothing_to_do(tmp_path, name, capsys):
+    quick = dataclasses.replace(CONFIG, lead=1, train=dataclasses.replace(CONFIG.train, steps=3))
+    config = arm(quick, name)
+    whole = finished(tmp_path / "run", config)
+    before = runs_files(tmp_path / "run")
+    short = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=1))
+    result = loop.train_fast_slow(short, tmp_path / "run")
+    assert "nothing to do" in capsys.readouterr().err
+    assert runs_files(tmp_path / "run") == before and result.history == whole[1]
+    # what has been done is what the checkpoint says, and not the config as it is now
+    _, at = report.load(tmp_path / "run")
+    assert at == timeline(config)[-1]
+    again = finished(tmp_path / "run", config)
+    assert again[1:] == whole[1:]
+    assert all(np.array_equal(a, b) for a, b in zip(again[0], whole[0], strict=True))
+
+
+@pytest.mark.parametrize("passes", [1, 2])
+@pytest.mark.parametrize("bad", [0, 3])
+def test_a_run_that_diverged_is_saved_as_it_was_before(tmp_path, monkeypatch, bad, passes):
+    rl = dataclasses.replace(CONFIG.rl, passes=passes)
+    config = dataclasses.replace(CONFIG, rl=rl)
+    whole = finished(tmp_path / "whole", config)
+    batches = []
+
+    def spoiled(seen):
+        batches.append(loop_batch(seen))
+        if len(batches) == bad + 1:
+            batches[-1]["advantage"] *= np.nan
+        return batches[-1]
+
+    loop_batch = loop.batch_of
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "batch_of", spoiled)
+        with pytest.raises(NumericalError, match=f"update {bad + 1}"):
+            loop.train_fast_slow(config, tmp_path / "run", quiet=True)
+    run, at = report.load(tmp_path / "run")
+    ticks = timeline(config)
+    assert at == ticks[ticks.index(Tick(bad)) - 1]
+    assert int(run.state.step) == bad * passes and run.counts["slow"] == bad * 2 * 4
+    again = finished(tmp_path / "run", config)
+    assert all(np.array_equal(a, b) for a, b in zip(again[0], whole[0], strict=True))
+    assert without_time(again[1]) == without_time(whole[1]) and again[2] == whole[2]
+
+
 def runs_files(folder):
     """Names and sizes of all that a run has written, but its config."""
     files = (x for x in folder.rglob("*") if x.is_file() and x.name not in NOTES)
@@ -264,6 +311,21 @@ def test_verdicts_have_a_limit_of_time_and_the_judging_process_ends(tmp_path):
     assert {f"validation/{k}": v for k, v in mine.items()}.items() <= first.items()
     with pytest.raises(ConfigError, match="verdict_limit is 0"):
         check(dataclasses.replace(config, verdict_limit=0.0))
+
+
+def test_where_no_answer_can_be_scored_nothing_is_said_to_be_known(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Programs, "verify", lambda *_: Failed("died"))
+    config = dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, steps=1))
+    _, history, _ = finished(tmp_path / "run", config)
+    last = history[-2] | history[-1]
+    names = ("train/reward", "train/accuracy", "validation/accuracy_own", "validation/reward_seed")
+    assert [last[name] for name in names] == [None] * 4 and last["train/unscored"] == 1
+    said = capsys.readouterr().err
+    assert "update 1: none of 8 answers could be scored" in said and "error='died'" in said
+    assert "part 0 of evolution 0: none of 4 answers" in said
+    assert cli.main(["eval", "--run-dir", str(tmp_path / "run")]) == 0
+    strict = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert strict["accuracy_own"] is None and strict["trained_population"] is None
 
 
 def test_code_of_others_does_not_judge_in_the_run(tmp_path):

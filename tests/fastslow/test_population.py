@@ -55,8 +55,8 @@ def test_a_prompt_that_owns_one_instance_survives_a_better_mean():
     assert set().union(*found) == {0, 1}
     assert [m.id for m in keep_best(population, 2).members] == [0, 1]
     assert [m.id for m in keep_best(population, 1).members] == [1]
-    # the front has two: the third is the next best of the rest
-    assert [m.id for m in keep_best(population, 3).members] == [0, 1, 2]
+    # the front has two, and 2 is not on it
+    assert [m.id for m in keep_best(population, 3).members] == [0, 1]
     assert keep_best(population, 2).scores.tolist() == [[0, 0, 1], [1, 1, 0]]
 
 
@@ -97,6 +97,33 @@ def test_what_could_not_be_scored_is_no_zero():
     nothing = made(np.full((2, 3), np.nan))
     assert select_parent(nothing, Draw(0)).id in (0, 1)
     assert len(keep_best(nothing, 1).members) == 1
+
+
+def test_members_are_compared_on_what_all_were_scored_on():
+    # 0 has the best mean of its own, of one easy instance, on which 1 and 2 did as well
+    easy = made([[1.0, np.nan, np.nan], [1, 0.5, 0.25], [1, 0.75, 0.5], [np.nan] * 3])
+    assert easy.means.tolist() == [1, 1, 1, -np.inf] and easy.order == [0, 1, 2, 3]
+    assert [m.id for m in keep_best(easy, 1).members] == [2]
+    # two instances are shared, and without the third 1 is the best, 0 the worst
+    some = made([[0, 0.5, np.nan], [0.75, 0.5, 0.25], [0.25, 0.5, 1]])
+    assert some.means.tolist() == [0.25, 0.625, 0.375]
+    assert some.order == [1, 2, 0] and some.best().id == 1
+    # nothing is shared: scored on two, then on one, better or worse
+    none = made([[0.9, np.nan, np.nan], [np.nan, 0.5, 0.5], [np.nan, np.nan, 0.8]])
+    assert none.order == [1, 0, 2] and none.best().id == 1
+    for count in (1, 2, 3):
+        assert [m.id for m in keep_best(none, count).members] == sorted([1, 0, 2][:count])
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_the_best_of_the_front_are_kept_and_nothing_else(seed):
+    scores = np.random.default_rng(seed).random((6, 5))  # no ties: every front has one
+    front = {int(i) for i in scores.argmax(0)}
+    ranked = sorted(front, key=lambda i: -scores[i].mean())
+    for count in range(1, 7):
+        kept = keep_best(made(scores), count)
+        assert [m.id for m in kept.members] == sorted(ranked[:count])
+        assert kept.best().id == ranked[0]
 
 
 def test_a_child_has_a_new_id_and_its_scores():

@@ -5,9 +5,14 @@ from _chat_server import reply, serving
 
 from fastweights.errors import ConfigError
 from fastweights.fastslow.propose import ProposalError, Proposer, Record
-from fastweights.fastslow.reflective import LONGEST_SHOWN, Reflective, extract, fenced
+from fastweights.fastslow.reflective import LONGEST_SHOWN, Reflective, extract, fenced, without
 from fastweights.fastslow.remote.endpoint import Endpoint
+from fastweights.tasks.conventions import Conventions
 from fastweights.tasks.haystack import Draw
+from fastweights.tasks.maths import Maths
+from fastweights.tasks.programs import Programs
+from fastweights.tasks.prompted import Problem
+from fastweights.tasks.reasoning_gym import ReasoningGym
 
 PARENT = {"rules": "add the numbers", "style": "be brief"}
 RECORDS = [
@@ -53,6 +58,35 @@ def test_reference_answers_are_shown_on_demand_and_said_to_be():
     assert "gnu-7b" in Reflective(model, model="gnu-7b").description
     assert "reference answers" not in Reflective(model, model="gnu-7b").description
     assert "reference answers" in Reflective(model, model="m", show_answers=True).description
+
+
+@pytest.mark.parametrize(
+    "task, answer",
+    [
+        (Maths(), "2 + 3 is 5.\n#### 5"),
+        (Programs(odd="irt", even="nw"), None),
+        (Conventions(), None),
+        (ReasoningGym(train=40, held=8), None),
+    ],
+    ids=lambda x: type(x).__name__,
+)
+def test_what_a_verifier_quotes_of_a_reference_answer_is_shown_on_demand_only(task, answer):
+    if isinstance(task, ReasoningGym):
+        pytest.importorskip("reasoning_gym")
+    problem = Problem("1", "2 + 3?", answer) if answer else task.problems("train", 1)[0]
+    feedback = task.verify(problem, "#### 77").feedback
+    record = Record(problem.query, "77", problem.answer, 0.0, feedback)
+    assert problem.answer in feedback
+    asked = Reflective(len, model="m").request(PARENT, "rules", [record])  # type: ignore[arg-type]
+    assert problem.answer not in asked and "(not shown)" in asked
+    shown = Reflective(len, model="m", show_answers=True)  # type: ignore[arg-type]
+    assert shown.request(PARENT, "rules", [record]).count(problem.answer) == 2
+
+
+def test_only_the_answer_itself_is_cut_out():
+    assert without("13 is not 3; 3", "3") == "13 is not (not shown); (not shown)"
+    assert without("a+b is not a.b", "a.b") == "a+b is not (not shown)"
+    assert without("nothing here", "") == "nothing here" == without("nothing here", " ")
 
 
 def test_nothing_shown_can_leave_its_fence_or_flood_the_context():

@@ -1,13 +1,17 @@
 """Sampling under mixed prompts against one at a time, and the update against its definition."""
 
+import dataclasses
+
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from small import model
 
-from fastweights.fastslow.evaluation import divergence, sequences
+from fastweights.fastslow.evaluation import divergence, score, sequences
 from fastweights.fastslow.judge import Direct
+from fastweights.fastslow.loop import tell_unscored
 from fastweights.fastslow.objective import PolicyGradient
 from fastweights.fastslow.rollouts import Rollouts, Sampler, power_of_two
 from fastweights.fastslow.slow import answer_log_probs, batch_of, explore, make_update
@@ -132,6 +136,35 @@ def test_groups_are_of_a_problem_or_of_a_prompt():
     )
 
 
+@pytest.mark.parametrize("baseline", ["problem", "prompt"])
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 9])
+def test_every_prompt_has_as_equal_a_share_as_can_be(count, baseline):
+    """Told apart by what was read; the advantages again, from who was asked what."""
+    prompts = [{"odd": "irtnwi"[:i], "even": ""} for i in range(count)]
+    problems = TASK.problems("train", 3, 0)
+    config = PolicyGradient(problems=3, rollouts=8, baseline=baseline)
+    how = sampler()
+    seen = explore(config, TASK, prompts, problems, model(), how, Direct(graded), 0)
+    shares = {1: [8], 2: [4, 4], 3: [3, 3, 2], 5: [2, 2, 2, 1, 1], 9: [1] * 8}[count]
+    expected, start = np.zeros(24), 0
+    texts = [
+        TASK.text(prompt, problem)
+        for problem in problems
+        for prompt, share in zip(prompts, shares, strict=False)
+        for _ in range(share)
+    ]
+    read = [
+        bytes(row[:size].astype(np.uint8)).decode()
+        for row, size in zip(seen.rollouts.inputs, seen.rollouts.input_lengths, strict=True)
+    ]
+    assert read == texts
+    for size in [8] * 3 if baseline == "problem" else shares * 3:
+        mine = seen.rewards[start : start + size]
+        expected[start : start + size] = (mine - mine.mean()) / (mine.std() + 1e-6)
+        start += size
+    np.testing.assert_allclose(seen.advantages, expected, atol=1e-6)
+
+
 def test_what_is_not_scored_is_not_learned_from():
     def broken(problem, answer):
         return Failed("no verdict") if len(answer) % 2 else graded(problem, answer)
@@ -143,10 +176,25 @@ def test_what_is_not_scored_is_not_learned_from():
     assert not np.asarray(batch_of(seen)["used"])[odd].any()
 
 
+def test_where_nothing_is_scored_nothing_is_known(capsys):
+    died = lambda problem, answer: Failed("died")
+    seen = experience(PolicyGradient(problems=4, rollouts=6), died)
+    assert np.isnan(seen.correct) and not seen.used.any()
+    tell_unscored(seen.outcomes, "update 7")
+    said = "warning: update 7: none of 24 answers could be scored, the first: Failed(error='died')"
+    assert said in capsys.readouterr().err
+    problems = TASK.problems("train", 4, 0)
+    got = score(model(), TASK, TASK.seed_prompt, problems, sampler(), Direct(died), 1, 0)
+    assert np.isnan(got.accuracy) and np.isnan(got.reward) and got.unscored == 1
+    half = lambda problem, answer: graded(problem, answer) if problem == problems[0] else died(0, 0)
+    got = score(model(), TASK, TASK.seed_prompt, problems, sampler(), Direct(half), 1, 0)
+    assert got.reward == graded(problems[0], got.rollouts.texts[0]).value and got.unscored == 0.75
+
+
 def start(optim):
-    return TrainState(
-        jnp.zeros((), jnp.int32), model(), optimizer(optim).init(model()), jax.random.key(0)
-    )
+    """A state of its own memory, which the update takes."""
+    own = jax.tree.map(jnp.copy, model())
+    return TrainState(jnp.zeros((), jnp.int32), own, optimizer(optim).init(own), jax.random.key(0))
 
 
 @pytest.mark.parametrize(
@@ -197,14 +245,32 @@ def test_the_update_is_one_adam_step_on_the_definition(config):
     assert float(scores["off_policy"]) < 1e-4
 
 
-def test_an_update_that_is_not_finite_changes_nothing():
-    optim = Optim(lr=1e-2)
-    batch = batch_of(experience(PolicyGradient(), graded))
-    batch["advantage"] = batch["advantage"] * np.inf
-    state, scores = make_update(PolicyGradient(), optim)(start(optim), None, batch)
+@pytest.mark.parametrize("config", [PolicyGradient(), PolicyGradient(passes=2, entropy=1e-3)])
+def test_an_update_that_is_not_finite_changes_nothing(config):
+    optim = Optim(lr=1e-2 if config.passes == 1 else 1e30, clip=None)
+    batch = batch_of(experience(config, graded))
+    if config.passes == 1:  # else it is the first pass that spoils the second
+        batch["advantage"] = batch["advantage"] * np.inf
+    state, scores = make_update(config, optim)(start(optim), None, batch)
     assert float(scores["not_finite"]) == 1
-    same = jax.tree.map(lambda a, b: bool(jnp.all(a == b)), state.model, model())
+    same = jax.tree.map(lambda a, b: bool(jnp.all(a == b)), state, start(optim))
     assert all(jax.tree.leaves(same))
+
+
+def test_passes_are_updates_on_the_same_rollouts_and_the_old_states_memory_is_taken():
+    optim, config = Optim(lr=1e-2), PolicyGradient(kl=0.1)
+    batch = batch_of(experience(config, graded))
+    once = make_update(config, optim)
+    state, other = start(optim), model(1)
+    for _ in range(3):
+        old, (state, scores) = state, once(state, other, batch)
+        assert all(x.is_deleted() for x in jax.tree.leaves((old.model, old.optimizer)))
+    assert not any(x.is_deleted() for x in jax.tree.leaves((model(), other)))
+    thrice = make_update(dataclasses.replace(config, passes=3), optim)
+    again, last = thrice(start(optim), other, batch)
+    assert int(again.step) == 3 == int(state.step)
+    chex.assert_trees_all_close(again.model, state.model, atol=1e-6)
+    chex.assert_trees_all_close(last, scores, rtol=1e-4)
 
 
 def test_the_divergence_is_that_of_whole_distributions():

@@ -9,7 +9,7 @@ import time
 
 import _verifiers
 import pytest
-from _verifiers import PROBLEM, Odd, Task, obey
+from _verifiers import PROBLEM, Odd, Slow, Task, obey
 from test_judge import BROKEN
 
 from fastweights.errors import ConfigError
@@ -174,6 +174,16 @@ def test_a_problem_that_cannot_be_sent_leaves_no_process_behind(no_more_children
 def test_a_function_that_cannot_be_had_there_is_an_error(function, cause, no_more_children):
     with pytest.raises(ConfigError, match=cause):
         Verifier(function).__enter__()
+    assert no_more_children()
+
+
+def test_what_a_task_prepares_is_no_verdicts_time(no_more_children):
+    with Verifier(Slow(0.25).verify, limit=0.5) as verifier:
+        assert verifier.verify(PROBLEM, "5") == Score(0.25, False)
+    with pytest.raises(ConfigError, match="or not prepared"):
+        Verifier(Slow(0.25).verify, start_limit=0.9).__enter__()
+    with pytest.raises(ConfigError, match="ImportError: no module named oracle"):
+        Verifier(Slow(0.25, broken=True).verify).__enter__()
     assert no_more_children()
 
 

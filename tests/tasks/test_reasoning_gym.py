@@ -118,6 +118,14 @@ def test_what_cannot_work_is_told(change, said):
     assert said in " ".join(dataclasses.replace(SMALL, **change).faults())
 
 
+def test_it_is_prepared_before_its_first_verdict(monkeypatch):
+    source.cache_clear()
+    SMALL.prepare()
+    monkeypatch.setattr(rg.factory, "create_dataset", None)  # nothing is left to be made
+    (problem,) = SMALL.problems("train", 1)
+    assert SMALL.verify(problem, problem.answer).correct
+
+
 def test_options_that_fail_only_when_a_problem_is_made_are_told():
     broken = dataclasses.replace(SMALL, options=("min_terms=2", "max_terms=3.5"))
     assert not broken.faults()

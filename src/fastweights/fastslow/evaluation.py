@@ -1,6 +1,7 @@
 """What a policy is worth, and how far it has gone from the base model: measured, not trained on."""
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -86,8 +87,8 @@ def divergence(
 class Scores(NamedTuple):
     """Answers to problems under one prompt, judged."""
 
-    accuracy: float
-    reward: float
+    accuracy: float  # NaN if no answer has a score
+    reward: float  # NaN if none has
     entropy: float  # nats a token, estimated from the answers' own log probabilities
     unscored: float  # share of the answers without a score
     rollouts: Rollouts
@@ -108,14 +109,19 @@ def score(
     asked = [problem for problem in problems for _ in range(times)]
     outcomes = judge.verify_many(asked, rollouts.texts)
     good = [x for x in outcomes if isinstance(x, Score)]
-    count, tokens = max(len(good), 1), max(int(rollouts.answer_lengths.sum()), 1)
+    tokens = max(int(rollouts.answer_lengths.sum()), 1)
     return Scores(
-        sum(x.correct for x in good) / count,
-        sum(x.value for x in good) / count,
+        accuracy(good),
+        sum(x.value for x in good) / len(good) if good else math.nan,
         float(-rollouts.log_probs.sum() / tokens),
         1 - len(good) / max(len(outcomes), 1),
         rollouts,
     )
+
+
+def accuracy(scores: Sequence[Score]) -> float:
+    """Share of the scored answers that are right; of none it is not known, and NaN."""
+    return sum(x.correct for x in scores) / len(scores) if scores else math.nan
 
 
 def rewards(outcomes: Sequence[Outcome]) -> np.ndarray:

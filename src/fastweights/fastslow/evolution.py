@@ -65,7 +65,7 @@ class Evolution:
 class Event(NamedTuple):
     """What a tick did, for the log."""
 
-    kind: str  # scored, accepted, rejected, duplicate, failed, kept
+    kind: str  # scored, accepted, rejected, duplicate, failed, perfect, kept
     text: str
     rollouts: int
 
@@ -99,6 +99,7 @@ def tick(
     evaluate: Evaluate,
     proposer: Proposer,
     seed: int,
+    perfect_score: float | None = 1.0,
 ) -> tuple[Population, Event]:
     """Tick `number` of an evolution, from 0 to `config.ticks - 1`.
 
@@ -111,6 +112,8 @@ def tick(
         evaluate: answers under given prompts, with the weights as they are.
         proposer: writes new prompts.
         seed: of the run.
+        perfect_score: the most that an answer can score: of a parent that has it on a whole
+            minibatch no child is made, since none could be better. None if there is no most.
 
     Returns:
         The population after it, and what happened.
@@ -127,7 +130,9 @@ def tick(
     if number == config.ticks - 1:
         population = keep_best(population, config.keep)
         return population, Event("kept", ", ".join(str(m.id) for m in population.members), 0)
-    return _propose(config, task, population, cycle, number, instances, evaluate, proposer, seed)
+    return _propose(
+        config, task, population, cycle, number, instances, evaluate, proposer, seed, perfect_score
+    )
 
 
 def _propose(
@@ -140,6 +145,7 @@ def _propose(
     evaluate: Evaluate,
     proposer: Proposer,
     seed: int,
+    perfect_score: float | None,
 ) -> tuple[Population, Event]:
     """A child of a parent from the front, accepted if it beats the parent on a minibatch."""
     draw = Draw(seed_of(seed, "proposal", cycle, number))
@@ -147,7 +153,10 @@ def _propose(
     batch = task.problems("train", config.minibatch, seed_of(seed, "minibatch", cycle, number))
     trial = seed_of(seed, "trial", cycle, number)
     before = evaluate([parent.components], batch, 1, trial)
-    used = _count(before)
+    used, old = _count(before), mean_scores(before[0])
+    scored = old[~np.isnan(old)]
+    if perfect_score is not None and len(scored) and (scored >= perfect_score).all():
+        return population, Event("perfect", str(parent.id), used)
     parents, by = (parent.id,), "proposer"
     crossed = _crossed(config, population, parent, draw)
     if crossed is not None:
@@ -168,7 +177,7 @@ def _propose(
         return population, Event("duplicate", str(components), used)
     after = evaluate([components], batch, 1, trial)
     used += _count(after)
-    old, new = mean_scores(before[0]), mean_scores(after[0])
+    new = mean_scores(after[0])
     # where one of the two has no score there is nothing to compare
     both = ~np.isnan(old) & ~np.isnan(new)
     if not new[both].sum() > old[both].sum():

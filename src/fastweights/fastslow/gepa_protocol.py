@@ -122,6 +122,8 @@ class Adapted:
         seed_prompt: GEPA's `seed_candidate`.
         reflection_lm: `prompt -> text`; not needed if the adapter has `propose_new_texts`.
         proposer: GEPA's `custom_candidate_proposer`, instead of it.
+        perfect_score: GEPA's, the most that the adapter's scores can be: nothing is proposed where
+            a parent has it throughout. None if that is not known.
 
     Raises:
         ConfigError: nothing there could write a new text.
@@ -137,7 +139,9 @@ class Adapted:
         *,
         reflection_lm: Callable[[Any], str] | None = None,
         proposer: Callable[..., Mapping[str, str]] | None = None,
+        perfect_score: float | None = None,
     ):
+        self.perfect_score = perfect_score
         self.adapter, self.instances, self.seed_prompt = adapter, list(instances), dict(seed_prompt)
         self.reflection_lm = reflection_lm
         self.writes = proposer or getattr(adapter, "propose_new_texts", None)
@@ -255,6 +259,7 @@ def evolve(
                 evaluate=system.evaluate,
                 proposer=system,
                 seed=seed,
+                perfect_score=system.perfect_score,
             )
             events.append(event)
     return population, events

@@ -8,6 +8,8 @@ evolution too, goes on exactly as if it had not been.
 import contextlib
 import dataclasses
 import hashlib
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from fastweights.fastslow.remote.reflection import Reflection, changeable
 from fastweights.fastslow.run import Run, begin
 from fastweights.fastslow.seeds import seed_of
 from fastweights.fastslow.slow import batch_of, explore, make_update
-from fastweights.tasks.prompted import Prompt
+from fastweights.tasks.prompted import Outcome, Prompt, Score
 from fastweights.train import run_dir as runs
 from fastweights.train.checkpoint import Checkpoints
 from fastweights.train.loop import Result
@@ -41,12 +43,15 @@ def evolve(run: Run, at: Tick) -> Event:
     """One tick of an evolution."""
     task, config = run.task(at.updates), run.config
     sampler, judge = run.sampler(task), run.judge(task)
+    outcomes: list[Outcome] = []
 
     def evaluate(candidates: Any, problems: Any, samples: int, seed: int) -> Any:
         texts = [task.text(prompt, problem) for prompt in candidates for problem in problems]
         found = sampler(run.state.model, texts, samples, seed)
         asked = [x for _ in candidates for x in problems for _ in range(samples)]
-        judged = map(Judged, found.texts, judge.verify_many(asked, found.texts))
+        verdicts = judge.verify_many(asked, found.texts)
+        outcomes.extend(verdicts)
+        judged = map(Judged, found.texts, verdicts)
         return [[[next(judged) for _ in range(samples)] for _ in problems] for _ in candidates]
 
     assert at.cycle is not None
@@ -60,8 +65,12 @@ def evolve(run: Run, at: Tick) -> Event:
         proposer=run.proposer(task),
         seed=config.seed,
     )
+    tell_unscored(outcomes, f"part {at.part} of evolution {at.cycle}")
     run.counts["fast"] += event.rollouts
     run.reflected = run.reflection and run.reflection.to_json()
+    if run.reflection and event.kind == "failed":
+        # without new prompts the run is RL alone, and should not be so in silence
+        warn(f"no new prompt: {event.text}")
     return event
 
 
@@ -73,40 +82,42 @@ def update(run: Run, at: Tick) -> dict[str, float]:
     easy = round(rl.easy * rl.problems)
     if easy:
         problems[:easy] = task.easier().problems("train", easy, seed("easy"))
-    members = [member.components for member in run.population.members]
-    members = members[: rl.rollouts]
-    # a young population may have a number of prompts that does not divide G
-    while rl.rollouts % len(members):
-        members.append(members[0])
     seen = explore(
         rl,
         task,
-        members,
+        [run.population.members[i].components for i in run.population.order],
         problems,
         run.state.model,
         run.sampler(task),
         run.judge(task),
         seed("rollouts"),
     )
-    run.counts["slow"] += len(seen.rewards)
-    step, batch = make_update(rl, config.optim), batch_of(seen)
-    scores: dict[str, Any] = {}
-    for _ in range(rl.passes):
-        run.state, scores = step(run.state, run.base.model if rl.kl else None, batch)
+    step = make_update(rl, config.optim)
+    run.state, scores = step(run.state, run.base.model if rl.kl else None, batch_of(seen))
+    if not scores["not_finite"]:  # an update that was refused is none, nor are its rollouts
+        run.counts["slow"] += len(seen.rewards)
+    tell_unscored(seen.outcomes, f"update {at.updates + 1}")
     scored = ~np.isnan(seen.rewards)
     return {name: float(x) for name, x in scores.items()} | {
-        "reward": float(seen.rewards[scored].mean()) if scored.any() else 0.0,
+        "reward": float(seen.rewards[scored].mean()) if scored.any() else math.nan,
         "accuracy": seen.correct,
         "used": float(seen.used.mean()),
         "unscored": float(1 - scored.mean()),
     }
 
 
+def tell_unscored(outcomes: Sequence[Outcome], where: str) -> None:
+    """Warn where no answer at all has a score: nothing is learned there, which has a reason."""
+    if outcomes and not any(isinstance(x, Score) for x in outcomes):
+        warn(f"{where}: none of {len(outcomes)} answers could be scored, the first: {outcomes[0]}")
+
+
 def evaluate(run: Run, task: Any, split: str = "validation") -> dict[str, float]:
     """Accuracy on held-out problems of a task, and divergence from the base model.
 
     "own" is the best prompt of the population as last scored, "seed" the task's empty one; the
-    divergences are under the same prompt for both models.
+    divergences are under the same prompt for both models. Accuracy and reward are NaN where no
+    answer could be scored.
     """
     model, problems = run.state.model, held_out(task, split, run.config.evaluation)
 
@@ -195,6 +206,7 @@ def train_fast_slow(config: FastSlow, run_dir: str | Path, *, quiet: bool = Fals
                 "base": base,
                 "population": prompts.to_json(run.population),
                 "counts": run.counts,
+                "last": run.last,
                 "reflection": run.reflected,
             }
             saves.save(done, run.state, extra=extra)
@@ -228,6 +240,7 @@ def train_fast_slow(config: FastSlow, run_dir: str | Path, *, quiet: bool = Fals
                             next="a new --run-dir with a lower --optim.lr; the weights of the last "
                             "good update are saved in this one",
                         )
+                    run.last = at
                     if updates % plan.log_every == 0 or last:
                         metrics.write(done, standing(run, updates) | prefixed("train", scores))
                         progress.update(done, {"reward": scores["reward"]}, last)
@@ -243,7 +256,7 @@ def train_fast_slow(config: FastSlow, run_dir: str | Path, *, quiet: bool = Fals
                         save(number)
                         saves.wait()
                         raise
-                    updates = at.updates
+                    run.last, updates = at, at.updates
                     log.write(done, at.cycle, event, run.population)
                     ended = event.kind == "kept" and (config.order == "fast" or last)
                     saving = ended
@@ -276,8 +289,12 @@ def restore(run: Run, saves: Checkpoints, base: str, directory: Path) -> int:
             cause="it was trained further, or replaced",
             next="give the base model of the run, or start a new --run-dir",
         )
-    before = sum(at.cycle is None for at in timeline(run.config)[: restored.step])
-    if int(restored.state.step) != before * run.config.rl.passes:
+    ticks = timeline(run.config)
+    updates = sum(at.cycle is None for at in ticks[: restored.step])
+    fits = int(restored.state.step) == updates * run.config.rl.passes
+    # in all other orders the ticks of a shorter run are the first of a longer one's
+    done = restored.step > len(ticks) and run.config.order != "slow then fast"
+    if not fits and not done:
         raise ConfigError(
             "this run cannot be made longer or shorter: its evolutions come after its updates, and "
             "have begun",
@@ -289,6 +306,10 @@ def restore(run: Run, saves: Checkpoints, base: str, directory: Path) -> int:
     run.population = prompts.from_json(restored.extra["population"])
     run.counts = dict(restored.extra["counts"])
     run.reflected = restored.extra.get("reflection")
+    if restored.step:
+        # runs of older versions have not saved it
+        last = restored.extra.get("last")
+        run.last = Tick(*last) if last else ticks[: restored.step][-1]
     return restored.step
 
 

@@ -29,7 +29,8 @@ class PolicyGradient:
             others (Ahmadian et al. 2024, arXiv 2402.14740).
         baseline: whether a group is all rollouts of a problem, or those under one prompt.
         problems: per update.
-        rollouts: G, of each problem, spread over the prompts; a multiple of their number.
+        rollouts: G, of each problem, spread over the prompts in equal shares; where there are still
+            too few prompts for that, the better ones have one more.
         truncate: largest importance ratio of CISPO.
         clip_low: PPO keeps the ratio above 1 - this,
         clip_high: and below 1 + this.

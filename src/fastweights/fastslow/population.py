@@ -51,12 +51,42 @@ class Population:
 
     @property
     def means(self) -> np.ndarray:
-        """Mean score of each member, `[members]`, -inf for one with no score at all."""
+        """Mean score of each member, `[members]`, -inf for one with no score at all.
+
+        It is over the instances that all of those have a score on, or an easy instance alone would
+        look better than all of them; where there is no such instance, over each member's own.
+        """
         if self.scores is None:
             return np.zeros(len(self.members))
+        there, shared = ~np.isnan(self.scores), self._shared
+        counted = there & shared if shared.any() else there
+        sums = np.where(counted, self.scores, 0.0).sum(1)
+        return np.where(there.any(1), sums / np.maximum(counted.sum(1), 1), -np.inf)
+
+    @property
+    def worth(self) -> list[tuple[int, float]]:
+        """What members are compared by, the more the better: the mean.
+
+        Means over different instances do not compare: where no instance is shared, the number of
+        instances that a member has a score on comes first.
+        """
+        counts = np.zeros(len(self.members), int)
+        if self.scores is not None and not self._shared.any():
+            counts = (~np.isnan(self.scores)).sum(1)
+        return list(zip(counts.tolist(), self.means.tolist(), strict=True))
+
+    @property
+    def order(self) -> list[int]:
+        """Places of the members from best to worst, the older one of two equal ones first."""
+        worth = self.worth
+        return sorted(range(len(worth)), key=lambda i: worth[i], reverse=True)
+
+    @property
+    def _shared(self) -> np.ndarray:
+        """Whether all members with any score have one there, `[instances]`."""
+        assert self.scores is not None
         there = ~np.isnan(self.scores)
-        sums = np.where(there, self.scores, 0.0).sum(1)
-        return np.where(there.any(1), sums / np.maximum(there.sum(1), 1), -np.inf)
+        return np.asarray((there | ~there.any(1, keepdims=True)).all(0))
 
     def has(self, components: Mapping[str, str]) -> bool:
         """Whether some member is this prompt."""
@@ -85,8 +115,8 @@ class Population:
         )
 
     def best(self) -> Candidate:
-        """The member with the best mean, the older one of two equal ones."""
-        return self.members[int(np.argmax(self.means))]
+        """The first in order."""
+        return self.members[self.order[0]]
 
 
 def fronts(scores: np.ndarray) -> list[set[int]]:
@@ -102,13 +132,13 @@ def fronts(scores: np.ndarray) -> list[set[int]]:
     ]
 
 
-def undominated(found: Sequence[set[int]], means: np.ndarray) -> list[set[int]]:
+def undominated(found: Sequence[set[int]], worth: Sequence[Any]) -> list[set[int]]:
     """The fronts without members that others can replace.
 
     A member is dominated if on each front it is on, some other member that remains is too. They are
-    removed one by one, the one with the lowest mean first.
+    removed one by one, the one with the least worth first.
     """
-    members = sorted(set().union(*found), key=lambda i: (means[i], i)) if found else []
+    members = sorted(set().union(*found), key=lambda i: (worth[i], i)) if found else []
     remaining = set(members)
     again = True
     while again:
@@ -128,7 +158,7 @@ def select_parent(population: Population, draw: Draw) -> Candidate:
     """A member of the Pareto front, with a chance in proportion to the instances it is best on."""
     if population.scores is None:
         raise ValueError("a population is scored before a parent is selected")
-    found = undominated(fronts(population.scores), population.means)
+    found = undominated(fronts(population.scores), population.worth)
     tickets = [i for front in found for i in sorted(front)]
     if not tickets:  # nothing could be scored: any
         return population.members[draw.below(len(population.members))]
@@ -136,15 +166,14 @@ def select_parent(population: Population, draw: Draw) -> Candidate:
 
 
 def keep_best(population: Population, count: int) -> Population:
-    """The `count` best of the Pareto front by their mean, then, where those are fewer, of the rest.
+    """The `count` best of the Pareto front; of all members, if nothing could be scored.
 
     They stay in order of age, the scores with them.
     """
     if population.scores is None:
         raise ValueError("a population is scored before its best are kept")
-    means = population.means
-    front = set().union(*undominated(fronts(population.scores), means))
-    order = sorted(range(len(means)), key=lambda i: (i not in front, -means[i], i))
+    front = set().union(*undominated(fronts(population.scores), population.worth))
+    order = [i for i in population.order if i in front] or population.order
     kept = sorted(order[:count])
     members = tuple(population.members[i] for i in kept)
     return dataclasses.replace(population, members=members, scores=population.scores[kept])

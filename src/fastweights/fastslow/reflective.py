@@ -26,7 +26,8 @@ class Reflective:
     Args:
         ask: the model, `prompt or conversation -> text`; raises `ProposalError` where it has none.
         model: its name, for the description.
-        show_answers: whether it sees the reference answers.
+        show_answers: whether it sees the reference answers; if not, they are cut out of the
+            feedback too, which often quotes them.
         longest: characters that a new text may have.
         repairs: how often it is told what is wrong with a proposal and asked again.
         problems: why a whole prompt cannot be used; a task's `prompt_problems`.
@@ -109,10 +110,13 @@ class Reflective:
 
     def _shown(self, number: int, record: Record) -> str:
         fields = {"Query": record.query, "Its answer": record.output}
+        feedback = record.feedback
         if self.show_answers:
             fields["Right answer"] = record.answer
-        if record.feedback:
-            fields["Feedback"] = record.feedback
+        else:
+            feedback = without(feedback, record.answer)
+        if feedback:
+            fields["Feedback"] = feedback
         shown = [f"{name}:\n{fenced(_middle_out(text))}" for name, text in fields.items()]
         return "\n".join([f"## {number}: score {record.score:g}", *shown])
 
@@ -140,6 +144,13 @@ def fenced(text: str) -> str:
     longest = max((len(ticks) for ticks in re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}\n{text}\n{fence}"
+
+
+def without(text: str, answer: str) -> str:
+    """A text in which a reference answer is cut out where it stands alone, not within a word."""
+    if not answer.strip():
+        return text
+    return re.sub(rf"(?<!\w){re.escape(answer)}(?!\w)", "(not shown)", text)
 
 
 def extract(answer: str) -> str:

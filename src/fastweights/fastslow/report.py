@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from fastweights.errors import ConfigError
-from fastweights.fastslow.config import FastSlow, Tick, timeline
+from fastweights.fastslow.config import FastSlow, Tick
 from fastweights.fastslow.evaluation import held_out, score
 from fastweights.fastslow.loop import EVALUATION_TIMES, evaluate, fingerprint, restore
 from fastweights.fastslow.run import Run, begin
@@ -50,9 +50,9 @@ def load(run_dir: str | Path, mesh: jax.sharding.Mesh | None = None) -> tuple[Ru
     run = begin(config, mesh)
     with Checkpoints(folder / "checkpoints", report=warn) as saves:
         done = restore(run, saves, fingerprint(run.base.model), folder)
-    if not done:
+    if not done or run.last is None:
         raise ConfigError("this run has no checkpoint yet", where=folder, next="train it further")
-    return run, timeline(config)[done - 1]
+    return run, run.last
 
 
 def two_by_two(run: Run, task: Any, split: str = "test") -> dict[str, float]:
@@ -80,15 +80,15 @@ def two_by_two(run: Run, task: Any, split: str = "test") -> dict[str, float]:
 def evaluate_fast_slow(run_dir: str | Path, split: str = "test") -> dict[str, Any]:
     """Scores of a run's newest checkpoint on one split of the task it was last trained on.
 
-    Errors are those of `load`.
+    What is not known, as no answer could be scored, is None. Errors are those of `load`.
     """
     run, at = load(run_dir)
     task = run.task(at.updates)
     with contextlib.closing(run):
+        found = {**evaluate(run, task, split), **two_by_two(run, task, split)}
         return {
             "updates": at.updates + (at.cycle is None),
             "split": split,
             "prompt": dict(run.population.best().components),
-            **evaluate(run, task, split),
-            **two_by_two(run, task, split),
+            **{name: None if math.isnan(x) else x for name, x in found.items()},
         }

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from fastweights import pretrained
 from fastweights.errors import ConfigError
-from fastweights.fastslow.config import FastSlow
+from fastweights.fastslow.config import FastSlow, Tick
 from fastweights.fastslow.judge import Direct, Judge
 from fastweights.fastslow.population import Candidate, Population
 from fastweights.fastslow.propose import Proposer
@@ -33,6 +33,8 @@ class Run:
     population: Population
     #: rollouts so far, of the slow and of the fast loop; those of evaluations are in neither
     counts: dict[str, int]
+    #: the last thing it has done
+    last: Tick | None = None
     #: of a proposer on a server, as it was after the last tick
     reflected: dict[str, Any] | None = None
     reflection: Reflection | None = None
@@ -107,6 +109,8 @@ def begin(config: FastSlow, mesh: jax.sharding.Mesh | None = None) -> Run:
     first = cast(Any, task).oracle if config.prompt == "oracle" else task.seed_prompt
 
     def fresh(model: Any) -> TrainState:
+        # of its own memory, which updates take: the base model stays as it is
+        model = jax.tree.map(jnp.copy, model)
         moments = optimizer(config.optim).init(model)
         return TrainState(jnp.zeros((), jnp.int32), model, moments, jax.random.key(config.seed))
 

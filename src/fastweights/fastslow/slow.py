@@ -1,6 +1,7 @@
 """An update of the slow weights from rollouts under the whole population of prompts."""
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from fastweights.fastslow.evaluation import answer_features, rewards, sequences
+from fastweights.fastslow.evaluation import accuracy, answer_features, rewards, sequences
 from fastweights.fastslow.judge import Judge
 from fastweights.fastslow.objective import (
     PolicyGradient,
@@ -21,7 +22,7 @@ from fastweights.fastslow.objective import (
 from fastweights.fastslow.rollouts import Rollouts, Sampler
 from fastweights.models.decoder import unembedding
 from fastweights.nn.cross_entropy import NO_TARGET, token_losses
-from fastweights.tasks.prompted import Problem, Prompt, PromptedTask, Score
+from fastweights.tasks.prompted import Outcome, Problem, Prompt, PromptedTask, Score
 from fastweights.train.config import Optim
 from fastweights.train.state import TrainState
 from fastweights.train.step import descend
@@ -35,9 +36,10 @@ class Experience(NamedTuple):
 
     rollouts: Rollouts
     rewards: np.ndarray  # [B] float64, NaN where there is no score
-    correct: float  # share of the scored answers that are right
+    correct: float  # share of the scored answers that are right, NaN if there are none
     advantages: np.ndarray  # [B]
     used: np.ndarray  # [B] bool
+    outcomes: Sequence[Outcome]  # what was judged, for those who ask why there is no score
 
 
 def explore(
@@ -50,19 +52,27 @@ def explore(
     judge: Judge,
     seed: int,
 ) -> Experience:
-    """G rollouts of every problem, G / K under each of the K prompts, and their advantages."""
-    times = config.rollouts // len(prompts)
-    texts = [task.text(prompt, problem) for problem in problems for prompt in prompts]
+    """G rollouts of every problem, spread over the prompts by `shares`, and their advantages."""
+    counts = shares(config.rollouts, len(prompts))
+    prompts = prompts[: len(counts)]
+    # as many times as every share allows: a text is read once for so many answers
+    times = math.gcd(*counts)
+    each = [p for p, count in zip(prompts, counts, strict=True) for _ in range(count // times)]
+    texts = [task.text(prompt, problem) for problem in problems for prompt in each]
     rollouts = sampler(model, texts, times, seed)
-    size = len(prompts) * times
-    asked = [problem for problem in problems for _ in range(size)]
+    asked = [problem for problem in problems for _ in range(config.rollouts)]
     outcomes = judge.verify_many(asked, rollouts.texts)
     found = rewards(outcomes)
-    member = size if config.baseline == "problem" else times
-    groups = np.arange(len(found)) // member
+    sizes = [config.rollouts] if config.baseline == "problem" else counts
+    groups = np.repeat(np.arange(len(problems) * len(sizes)), sizes * len(problems))
     worth, used = advantages(found, groups, config.advantage)
-    good = [x.correct for x in outcomes if isinstance(x, Score)]
-    return Experience(rollouts, found, sum(good) / max(len(good), 1), worth, used)
+    good = [x for x in outcomes if isinstance(x, Score)]
+    return Experience(rollouts, found, accuracy(good), worth, used, outcomes)
+
+
+def shares(rollouts: int, prompts: int) -> list[int]:
+    """Rollouts of a problem under each prompt, the best first: as equal as can be, none of 0."""
+    return [rollouts // prompts + (i < rollouts % prompts) for i in range(min(prompts, rollouts))]
 
 
 def batch_of(experience: Experience) -> Batch:
@@ -91,10 +101,11 @@ def answer_log_probs(model: Any, batch: Batch, temperature: float) -> Array:
 
 @functools.lru_cache(16)
 def make_update(config: PolicyGradient, optim: Optim) -> Update:
-    """The jitted update: (state, base, batch) -> (state, scores).
+    """The jitted update: (state, base, batch) -> (state, scores); it takes the old state's memory.
 
-    `base` is None, or the model that `config.kl` keeps the policy near to. An update whose loss or
-    gradient is not finite changes nothing.
+    It is all of `config.passes`, and the scores are those of the last. `base` is None, or the model
+    that `config.kl` keeps the policy near to. An update with a loss or gradient that is not finite,
+    in any pass, changes nothing at all, so that it can be told and done again.
     """
 
     def loss(model: Any, base: Any, batch: Batch) -> tuple[Array, dict[str, Array]]:
@@ -111,4 +122,14 @@ def make_update(config: PolicyGradient, optim: Optim) -> Update:
         scores = {"loss": policy, "off_policy": token_mean(jnp.abs(apart), there)}
         return total, scores
 
-    return jax.jit(descend(optim, loss))
+    step = descend(optim, loss)
+
+    def update(state: TrainState, base: Any, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+        new, scores = jax.lax.scan(
+            lambda now, _: step(now, base, batch), state, length=config.passes
+        )
+        bad = scores.pop("not_finite").max()
+        kept = jax.tree.map(lambda a, b: jnp.where(bad > 0, a, b), state, new)
+        return kept, {name: x[-1] for name, x in scores.items()} | {"not_finite": bad}
+
+    return jax.jit(update, donate_argnums=0)

@@ -29,11 +29,15 @@ class Verifier(Judge):
     spawned: forking a process in which XLA's threads run can deadlock. As always with spawned
     processes, a script that makes one needs `if __name__ == "__main__":`.
 
+    What the first verdict would otherwise wait for, such as a slow import, belongs into a method
+    `prepare()` of the task whose method the verifier is, or an attribute of the function: it is
+    called in the child before any verdict, and has the time of the start.
+
     Args:
         function: `"module:name"`, or something that can be pickled: a function of a module, or a
             method of a task that is a frozen dataclass.
         limit: seconds that a verdict may take.
-        start_limit: seconds that importing the function may take.
+        start_limit: seconds that importing the function, and `prepare()`, may take.
     """
 
     def __init__(self, function: Function | str, *, limit: float = 2.0, start_limit: float = 60.0):
@@ -64,7 +68,7 @@ class Verifier(Judge):
             answer: any text; it is not looked at in this process.
 
         Raises:
-            ConfigError: no child can be started: the function cannot be imported there.
+            ConfigError: no child can be started: the function cannot be imported or prepared there.
         """
         with self._lock:
             process, pipe = self._running()
@@ -97,7 +101,8 @@ class Verifier(Judge):
         self._child = process, pipe
         try:
             if not wait([pipe, process.sentinel], self.start_limit):
-                raise self._no_child(f"it was not imported within {self.start_limit} s")
+                late = f"it was not imported within {self.start_limit} s, or not prepared"
+                raise self._no_child(late)
             if trouble := json.loads(pipe.recv_bytes()):
                 raise self._no_child(trouble)
         except (EOFError, ConnectionError):
@@ -153,6 +158,9 @@ def _serve(pipe: Connection, function: Function | str) -> None:
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     try:
         verifier = pkgutil.resolve_name(function) if isinstance(function, str) else function
+        prepare = getattr(getattr(verifier, "__self__", verifier), "prepare", None)
+        if prepare is not None:
+            prepare()
     except Exception as error:
         pipe.send_bytes(json.dumps(f"{type(error).__name__}: {error}").encode())
         return

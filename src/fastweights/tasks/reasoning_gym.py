@@ -91,6 +91,14 @@ class ReasoningGym(Instructed):
             return range(2 * self.held, 2 * self.held + self.train)
         return range(self.held) if split == "test" else range(self.held, 2 * self.held)
 
+    def prepare(self) -> None:
+        """Import reasoning-gym and make the data set: seconds, which are no verdict's.
+
+        Raises:
+            ConfigError: see `source`.
+        """
+        source(self)
+
     def verify(self, problem: Problem, answer: str) -> Score:
         """See `PromptedTask`. The answer is what the last <answer> holds, or all of the text.
 

@@ -1,5 +1,6 @@
 """The client against a server on this machine that misbehaves in every way we know."""
 
+import ssl
 import time
 
 import pytest
@@ -66,7 +67,7 @@ def test_passing_failures_are_retried_with_growing_waits():
     assert ask.ledger.total == Usage(4, 3, 10, 5)
 
 
-@pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
+@pytest.mark.parametrize("status", [408, 409, 429, 500, 502, 503, 504, 520, 529])
 def test_passing_failures_end_in_an_error_when_patience_does(status):
     with serving(status) as server:
         ask = client(server)
@@ -77,12 +78,28 @@ def test_passing_failures_end_in_an_error_when_patience_does(status):
         assert word in str(caught.value)
 
 
-@pytest.mark.parametrize("status", [301, 400, 401, 403, 404, 422])
+@pytest.mark.parametrize("status", [400, 413, 422, 301, 307, 401, 402, 403, 404, 405])
 def test_lasting_failures_are_not_retried(status):
+    """A wrong key or address is the user's to mend; of refused requests there may be only one."""
+    kind = ProposalError if status in (400, 413, 422) else ConfigError
     with serving((status, {"Location": "http://elsewhere/"})) as server:
-        with pytest.raises(ProposalError, match="after 1 try"):
-            client(server)("hello")
-    assert server.count == 1
+        ask = client(server)
+        with pytest.raises(kind, match="after 1 try"):
+            ask("hello")
+    assert server.count == 1 and ask.ledger.total == Usage(1, 1)
+
+
+def test_another_server_than_the_one_meant_is_the_users_to_mend(monkeypatch):
+    def refused(*_, **__):
+        error = ssl.SSLCertVerificationError(1, "certificate verify failed")
+        error.reason = "CERTIFICATE_VERIFY_FAILED"  # as OpenSSL gives it
+        raise error
+
+    monkeypatch.setattr("fastweights.fastslow.remote.endpoint.post", refused)
+    ask = Endpoint(base_url="https://127.0.0.1:9/v1", model="m", ledger=Ledger())
+    with pytest.raises(ConfigError, match="certificate is not valid"):
+        ask("hello")
+    assert ask.ledger.total == Usage(1, 1)
 
 
 @pytest.mark.parametrize(
@@ -111,6 +128,24 @@ def test_an_answer_that_cannot_be_used_is_asked_for_once_more(act, said):
     assert server.count == ask.ledger.total.calls == ask.ledger.total.failed == 2
     with serving(act, reply()) as server:
         assert client(server)("hello") == "fine"
+
+
+@pytest.mark.parametrize("act", ["silence", "cut", "hang_up", "dribble_headers", "endless"])
+def test_what_may_have_been_served_counts_as_the_most_it_can_have_used(act):
+    body = len('{"messages": [{"role": "user", "content": "hello"}], ')
+    patience = {"retries": 0, "limit": 5.0 if act == "endless" else 0.5}
+    with serving(act) as server:
+        ask = client(server, patience=patience)
+        with pytest.raises(ProposalError):
+            ask("hello")
+    total = ask.ledger.total
+    assert (total.calls, total.failed, total.unmetered, total.completion_tokens) == (1, 1, 1, 50)
+    assert total.prompt_tokens > body
+    with serving(act) as server:  # and the limits hold for it
+        ask = client(server, ledger=Ledger(limits=Limits(tokens=total.tokens)))
+        with pytest.raises(BudgetError, match="tokens"):
+            ask("hello")
+        assert server.count == 1
 
 
 @pytest.mark.parametrize("act", ["cut", "hang_up"])
@@ -171,7 +206,7 @@ def test_the_key_is_shown_nowhere():
         ask = client(server, patience={"retries": 0})
         shown = [repr(ask), str(ask.settings)]
         for _ in range(3):
-            with pytest.raises(ProposalError, match=r"no: Bearer \[key\]") as caught:
+            with pytest.raises((ProposalError, ConfigError), match=r"no: Bearer \[key\]") as caught:
                 ask("hello")
             error = caught.value
             shown += [repr(error), str(error), repr(error.__cause__), repr(error.__context__)]
@@ -192,6 +227,7 @@ def test_a_key_that_is_none(monkeypatch, value):
     [
         ({"base_url": "localhost:8000"}, "no http"),
         ({"base_url": "ftp://host/v1"}, "no http"),
+        ({"base_url": "http://host/a b"}, "no http"),
         ({"base_url": "http://host:no/v1"}, "no http"),
         ({"base_url": f"http://me:{KEY}@host/v1"}, "may be a secret"),
         ({"base_url": f"http://host/v1?key={KEY}"}, "may be a secret"),

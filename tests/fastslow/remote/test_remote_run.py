@@ -18,6 +18,7 @@ from fastweights.fastslow.config import FastSlow, arm, check
 from fastweights.fastslow.evolution import Evolution
 from fastweights.fastslow.objective import PolicyGradient
 from fastweights.fastslow.prompt_log import read as read_prompts
+from fastweights.fastslow.remote.backoff import Patience
 from fastweights.fastslow.remote.ledger import BudgetError, Limits
 from fastweights.fastslow.remote.reflection import FILE, RemoteModel
 from fastweights.tasks.maths import Maths
@@ -54,7 +55,8 @@ def small_base(monkeypatch):
 
 def remote(server, **change):
     quick = dataclasses.replace(RemoteModel().patience, first_wait=0.0, longest_wait=0.0)
-    model = RemoteModel(base_url=server.url, model="m", patience=quick, **change)
+    change.setdefault("base_url", server and server.url)
+    model = RemoteModel(model="m", patience=quick, **change)
     return dataclasses.replace(CONFIG, remote=model)
 
 
@@ -126,6 +128,33 @@ def test_a_spent_budget_stops_the_run_which_goes_on_with_a_higher_one(tmp_path, 
     assert server.count == end[2][-1]["reflection_calls"]
     if calls != 5:
         assert_same(end, whole[0])
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_a_run_with_a_wrong_key_is_stopped_and_saved(tmp_path, whole, status):
+    """It would go on without new prompts otherwise, and look as if it had done what was asked."""
+    with serving(*ACTS[:2], status, *ACTS[2:]) as server:
+        with pytest.raises(ConfigError, match=f"status {status}"):
+            loop.train_fast_slow(remote(server), tmp_path / "run", quiet=True)
+        lines = (tmp_path / "run" / FILE).read_text().splitlines()
+        assert len(lines) == 2 and server.count == 3
+        (leaves, events, history), (its_leaves, its_events, its_history) = (
+            finished(remote(server), tmp_path / "run"), whole[0]
+        )  # fmt: skip
+    assert all(np.array_equal(a, b) for a, b in zip(leaves, its_leaves, strict=True))
+    assert without_port(events) == without_port(its_events)
+    # the refused call is counted, once
+    assert history[-1]["reflection_calls"] == its_history[-1]["reflection_calls"] + 1
+
+
+def test_a_failed_proposal_is_told(tmp_path, capsys):
+    config = remote(None, base_url="http://127.0.0.1:9/v1")
+    model = dataclasses.replace(config.remote, patience=Patience(retries=0))
+    config = dataclasses.replace(config, remote=model)
+    _, events, _ = finished(config, tmp_path / "run")
+    failed = [e for e in events if e["kind"] == "failed"]
+    said = capsys.readouterr().err
+    assert len(failed) == 6 == said.count("warning: no new prompt: m gave no answer")
 
 
 def test_others_repeat_a_run_without_the_model(tmp_path, whole, monkeypatch):

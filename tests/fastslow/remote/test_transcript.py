@@ -200,13 +200,13 @@ def endpoint(url, ledger):
 def test_a_server_is_needed_once(tmp_path, monkeypatch):
     monkeypatch.setenv("TEST_KEY", "sk-very-secret-4711")
     path, prompts = tmp_path / "t.jsonl", ["a", "b", "c"]
-    with serving(reply("A"), 401, 500, reply("C")) as server:
+    with serving(reply("A"), 400, 500, reply("C")) as server:
         ledger = Ledger()
         ask = endpoint(server.url, ledger)
         transcript = Transcript(path, ask, settings=ask.settings, ledger=ledger)
         answers = [said(transcript, p) for p in prompts]
     assert (answers[0], answers[2]) == ("A", "C")
-    assert "401" in answers[1][0]
+    assert "400" in answers[1][0]
     assert ledger.total == Usage(server.count, 2, 20, 10)
     # the server is gone, and its address and the key are no part of a request
     monkeypatch.setenv("TEST_KEY", "another")
@@ -230,3 +230,16 @@ def test_a_spent_budget_is_not_recorded(tmp_path):
         transcript("a")
     assert not path.exists()
     assert transcript.position == 0
+
+
+def test_a_wrong_key_is_not_recorded_and_what_it_used_is_told(tmp_path, monkeypatch):
+    monkeypatch.setenv("TEST_KEY", "wrong")
+    path, ledger = tmp_path / "t.jsonl", Ledger()
+    with serving(503, 401, reply("A")) as server:
+        ask = endpoint(server.url, ledger)
+        transcript = Transcript(path, ask, settings=ask.settings, ledger=ledger)
+        with pytest.raises(ConfigError, match="key is missing, wrong"):
+            transcript("a")
+        assert not path.exists() and transcript.position == 0
+        assert transcript.unrecorded == ledger.total == Usage(2, 2)
+        assert transcript("a") == "A"

@@ -7,8 +7,10 @@ from fastweights.fastslow.remote.backoff import retry_after
 from fastweights.fastslow.remote.http_post import Reply
 from fastweights.fastslow.remote.ledger import Usage
 
-#: statuses that may be different in a moment
-PASSING = (429, 500, 502, 503, 504)
+#: statuses below 500 that may be different in a moment; those from 500 on all may
+PASSING = (408, 409, 429)
+#: statuses that no request with this key and address will not get
+REFUSED = (401, 402, 403, 404, 405)
 #: reasons that servers give for an end which is not the end of the answer
 BROKEN_OFF = (
     "length max_tokens model_length content_filter tool_calls function_call abort error".split()
@@ -18,8 +20,10 @@ NOTHING_READ = Usage(calls=1, failed=1)
 _CAUSES = {
     400: "the server does not take the model or a setting, or the prompt is too long for it",
     401: "the key is missing, wrong or withdrawn",
+    402: "the account has no credit",
     403: "the key may not use this model",
     404: "the server has no such model, or base_url is wrong: it often ends in /v1",
+    405: "base_url is wrong: it often ends in /v1",
     429: "too many requests, or the quota of the account is spent",
 }
 
@@ -30,7 +34,8 @@ class Trouble(Exception):
     Args:
         what: in words.
         cause: the likely one.
-        retry: whether asking again may help: no; after a wait; or yes, but it costs as much again.
+        retry: whether asking again may help: never, with whatever request; no, not with this one;
+            after a wait; or yes, but it costs as much again.
         used: what it used all the same.
         at_least: seconds that the server asks to wait.
     """
@@ -39,7 +44,7 @@ class Trouble(Exception):
         self,
         what: str,
         cause: str,
-        retry: Literal["no", "wait", "paid"],
+        retry: Literal["never", "no", "wait", "paid"],
         used: Usage = NOTHING_READ,
         at_least: float | None = None,
     ):
@@ -66,10 +71,13 @@ def read(reply: Reply, most: Usage) -> tuple[str, Usage]:
     if status != 200:
         said = _said(data) or reply.body.decode(errors="replace").strip()
         what = f"the server answered with status {status}" + (f": {said}" if said else "")
-        if 300 <= status < 400:
-            what = f"the server sends us elsewhere, to {reply.headers.get('Location')}"
         cause = _CAUSES.get(status, "see its message; its log may say more")
-        retry = "wait" if status in PASSING else "no"
+        retry = "wait" if status in PASSING or status >= 500 else "no"
+        if status in REFUSED:
+            retry = "never"
+        elif 300 <= status < 400:
+            what = f"the server sends us elsewhere, to {reply.headers.get('Location')}"
+            cause, retry = "base_url is another", "never"
         at_least = retry_after(reply.headers.get("Retry-After"))
         raise Trouble(what, cause, retry, at_least=at_least)
 

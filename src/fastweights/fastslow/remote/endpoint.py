@@ -3,7 +3,6 @@
 That is the shape of GEPA's `reflection_lm`, and of what our reflective proposer calls.
 """
 
-import http.client
 import json
 import os
 import random
@@ -17,8 +16,8 @@ from typing import Any
 from fastweights.errors import ConfigError, FastWeightsError
 from fastweights.fastslow.propose import ProposalError
 from fastweights.fastslow.remote.backoff import Patience
-from fastweights.fastslow.remote.completion import Trouble, read
-from fastweights.fastslow.remote.http_post import post
+from fastweights.fastslow.remote.completion import NOTHING_READ, Trouble, read
+from fastweights.fastslow.remote.http_post import Lost, post
 from fastweights.fastslow.remote.ledger import Ledger, Usage
 
 #: characters of a server's message that are shown
@@ -67,7 +66,8 @@ class Endpoint:
             good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
         except ValueError:
             good = False
-        if not good or not self.base_url.isascii() or not self.base_url.isprintable():
+        plain = self.base_url.isascii() and self.base_url.isprintable() and " " not in self.base_url
+        if not good or not plain:
             raise ConfigError("base_url is no http or https address", where="base_url")
         if parts.username or parts.password or parts.query or parts.fragment:
             raise ConfigError(
@@ -102,14 +102,16 @@ class Endpoint:
         Raises:
             ProposalError: no whole answer could be had.
             BudgetError: the ledger's limits do not allow another request.
+            ConfigError: the server will refuse every request: a wrong key or address.
         """
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         body = json.dumps({"messages": messages, **self.settings}).encode()
         # every token has a byte at least, so that no prompt has more tokens than this
         longest = len(body) + TEMPLATE
         most = Usage(calls=1, prompt_tokens=longest, completion_tokens=self.max_tokens)
-        retries = {"no": 0, "wait": self.patience.retries, "paid": self.patience.garbage_retries}
-        tried = dict.fromkeys(retries, 0)
+        patience, kinds = self.patience, ("never", "no", "wait", "paid")
+        retries = dict(zip(kinds, (0, 0, patience.retries, patience.garbage_retries), strict=True))
+        tried = dict.fromkeys(kinds, 0)
         while True:
             if self.ledger:
                 self.ledger.check(most)
@@ -123,7 +125,7 @@ class Endpoint:
                 return text
             if tried[kind] == retries[kind]:
                 raise self._gives_up(failure, sum(tried.values()) + 1)
-            self.sleep(self.patience.wait(sum(tried.values()), self.jitter(), failure.at_least))
+            self.sleep(patience.wait(sum(tried.values()), self.jitter(), failure.at_least))
             tried[kind] += 1
 
     def _once(self, body: bytes, most: Usage) -> tuple[str, Usage]:
@@ -140,17 +142,24 @@ class Endpoint:
             raise
         except ssl.SSLCertVerificationError as error:
             cause = "it is not the server it says it is, or this machine lacks its authority"
-            raise Trouble(f"the certificate is not valid: {error.reason}", cause, "no") from None
-        except TimeoutError:
-            times = f"{patience.timeout:g} s of silence, or {patience.limit:g} s in all"
+            raise Trouble(f"the certificate is not valid: {error.reason}", cause, "never") from None
+        except OSError as error:
+            raise self._no_answer(error, key, NOTHING_READ) from None
+        except Lost as lost:
+            # what has been served, or is being, is paid for: the most that it can have used
+            used = most + Usage(failed=1, unmetered=1)
+            raise self._no_answer(lost.__cause__, key, used) from None
+
+    def _no_answer(self, error: BaseException | None, key: str | None, used: Usage) -> Trouble:
+        if isinstance(error, TimeoutError):
+            times = f"{self.patience.timeout:g} s of silence, or {self.patience.limit:g} s in all"
             cause = "a slow or busy server; thinking takes longer than patience allows"
-            raise Trouble(f"no answer within {times}", cause, "wait") from None
-        except (OSError, http.client.HTTPException) as error:
-            said = f"{type(error).__name__}: {error}"
-            what = "no connection, or a broken one: " + _short(
-                said.replace(key, "[key]") if key else said
-            )
-            raise Trouble(what, "the server is not running, or not there", "wait") from None
+            return Trouble(f"no answer within {times}", cause, "wait", used)
+        said = f"{type(error).__name__}: {error}"
+        what = "no connection, or a broken one: " + _short(
+            said.replace(key, "[key]") if key else said
+        )
+        return Trouble(what, "the server is not running, or not there", "wait", used)
 
     def _key(self) -> str | None:
         if self.api_key_env is None:
@@ -166,19 +175,21 @@ class Endpoint:
             )
         return key
 
-    def _gives_up(self, trouble: Trouble, tries: int) -> ProposalError:
-        message = FastWeightsError(
+    def _gives_up(self, trouble: Trouble, tries: int) -> ProposalError | ConfigError:
+        kind = ConfigError if trouble.retry == "never" else FastWeightsError
+        error = kind(
             f"{self.model} gave no answer after {tries} {'try' if tries == 1 else 'tries'}: "
             f"{trouble.what}",
             where=self.url,
             cause=trouble.cause,
             next={
-                "no": "mend the endpoint's settings, then start the run again",
+                "never": "mend the endpoint's address or key, then start the run again",
+                "no": "see what it says: the model's name, max_tokens, a prompt too long for it",
                 "wait": "see whether the server is up; more patience.retries if it will be",
                 "paid": "more max_tokens, or another model",
             }[trouble.retry],
         )
-        return ProposalError(str(message))
+        return error if isinstance(error, ConfigError) else ProposalError(str(error))
 
 
 def _short(text: str) -> str:

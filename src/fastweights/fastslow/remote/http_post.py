@@ -14,6 +14,14 @@ from typing import Any, cast
 LONGEST = 16 * 2**20
 
 
+class Lost(Exception):
+    """No whole answer came to a request that was sent: it may have been served, and cost something.
+
+    `__cause__` says why: an `OSError`, `TimeoutError` if it took too long, or an
+    `http.client.HTTPException` if the answer is not HTTP, ends too early or is too long.
+    """
+
+
 @dataclass(frozen=True)
 class Reply:
     """What a server answered.
@@ -49,8 +57,8 @@ def post(
         clock: gives seconds.
 
     Raises:
-        OSError: no connection, or one that broke; `TimeoutError` if it took too long.
-        http.client.HTTPException: the answer is not HTTP, ends too early or is too long.
+        OSError: the request could not be sent; `TimeoutError` if it took too long.
+        Lost: it was, and the answer did not come, or not whole.
     """
     deadline = clock() + limit
     parts = urllib.parse.urlsplit(url)
@@ -69,6 +77,8 @@ def post(
             if reply.length:  # asked for a size, `read` takes an early end for the end
                 raise http.client.HTTPException(f"the last {reply.length} bytes are missing")
             return Reply(reply.status, reply.headers, content)
+        except (OSError, http.client.HTTPException) as error:
+            raise Lost from error
         finally:
             reply.close()
     finally:

@@ -20,8 +20,8 @@ class Usage:
         failed: those of them that gave no usable answer.
         prompt_tokens: tokens read.
         completion_tokens: tokens written.
-        unmetered: answers whose server did not count their tokens; an upper bound stands for them
-            in the two fields above.
+        unmetered: calls whose tokens are not known, as the server did not count them or the answer
+            never came whole; an upper bound stands for them in the two fields above.
     """
 
     calls: int = 0

@@ -31,7 +31,8 @@ class RemoteModel:
         max_tokens: the most that an answer may have.
         temperature: of its sampling; None leaves it to the server.
         background: what it is told of the task, such as the language of the prompts.
-        show_answers: whether it sees the reference answers.
+        show_answers: whether it sees the reference answers; if not, they are cut out of the
+            verifier's words too.
         longest: characters that a new text may have.
         repairs: how often it is told what is wrong with a text, and asked again.
         patience: time limits and retries.
@@ -138,7 +139,7 @@ class Reflection:
         return {"position": self.transcript.position, "used": self.ledger.to_json()}
 
     def broken_off(self, state: Mapping[str, Any] | None) -> dict[str, Any]:
-        """A state from before a request that a limit broke off, with what that request has used."""
+        """A state from before a request that has no line, with what that request has used."""
         state = state or {"position": 0, "used": {}}
         used = Ledger.from_json(state["used"]).total + self.transcript.unrecorded
         return {"position": state["position"], "used": dataclasses.asdict(used)}

@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from fastweights.errors import ConfigError, DataError
 from fastweights.fastslow.propose import ProposalError
-from fastweights.fastslow.remote.ledger import BudgetError, Ledger, Usage
+from fastweights.fastslow.remote.ledger import Ledger, Usage
 
 _LOG = logging.getLogger(__name__)
 
@@ -59,7 +59,8 @@ class Transcript:
             raise ConfigError(f"mode {mode!r} of a transcript, with ask = {ask!r}", where=str(path))
         self.path, self.mode, self.settings, self.position = Path(path), mode, settings, position
         self._ask, self._ledger, self._report = ask, ledger, report
-        #: used by requests that a limit broke off between two tries, and so have no line
+        #: used by requests that have no line: a limit broke them off between two tries, or the
+        #: server refuses them all
         self.unrecorded = Usage()
         self._lines = self._read()
         if not 0 <= position <= len(self._lines):
@@ -76,6 +77,7 @@ class Transcript:
         Raises:
             ProposalError: there was none when it was recorded, or there is none now.
             DataError: in mode "replay", another request was recorded here, or none.
+            ConfigError: the model cannot be asked as things are, which is not recorded.
         """
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         request = {"messages": messages, "settings": dict(self.settings)}
@@ -107,7 +109,7 @@ class Transcript:
         except ProposalError as error:
             failure, answer = error, ""
             line["failure"] = str(error)
-        except BudgetError:
+        except ConfigError:  # a limit, or a wrong key or address: asked again when that is mended
             if self._ledger:
                 self.unrecorded += self._ledger.total - before
             raise
