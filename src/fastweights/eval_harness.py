@@ -118,7 +118,7 @@ class DecoderLM(TemplateLM):
             raise ConfigError(
                 "this tokenizer has no token to put before a text",
                 where="pretrained",
-                cause="it opens no text with one, and config.json names no eos_token_id",
+                cause="it opens no text with one, and no file of it names an eos_token_id",
                 next='set "eos_token_id" in config.json',
             )
         self._first = first[0]
