@@ -248,7 +248,9 @@ def test_a_conversation(folder, capsys, say):
     common = ["chat", "--model", folder / "run", "--max-new-tokens", 20]
     assert run(capsys, *common, "--template", "{}\n")[1].startswith(f"> {answer}\n[26 tokens")
     say("hello\n")
-    assert "the state holds 10" in run(capsys, *common, "--max-length", 10)[1]
+    assert "\n[10 tokens" in run(capsys, *common, "--max-length", 10)[1]
+    say("hello\n")
+    assert "the state holds 6" in run(capsys, *common, "--max-length", 6)[1]
 
 
 def test_a_tokenizer_with_chatml_tokens_is_put_to_use(folder, tmp_path, capsys, say):
@@ -260,8 +262,9 @@ def test_a_tokenizer_with_chatml_tokens_is_put_to_use(folder, tmp_path, capsys, 
     (tmp_path / "out" / "tokenizer.json").write_text(json.dumps(content))
     say("A\nC\n")
     code, out, _ = run(capsys, "chat", "--model", tmp_path / "out", "--max-new-tokens", 1)
-    # <im_start> u s e r \n A <im_end> \n <im_start> a s s i s t a n t \n is 20, with \n before 21
-    assert code == 0 and "\n[21 tokens" in out and "\n[43 tokens" in out
+    # <im_start> u s e r \n A <im_end> \n <im_start> a s s i s t a n t \n is 20, with \n before 21;
+    # an answer of 1 that has not come to its end, and the <im_end> that closes it
+    assert code == 0 and "\n[22 tokens" in out and "\n[45 tokens" in out
 
     # a token that it puts before every text, as Llama's does
     opening = {"SpecialToken": {"id": "<|separator|>", "type_id": 0}}
