@@ -149,7 +149,7 @@ def answer(
     sampling = {**sampling, "max_new_tokens": min(most, room)}
     state, new = write(model, tokenizer, state, sampling, show)
     if closing and new[-1] not in sampling["stop_tokens"]:
-        state = extend(model, state, [closing])
+        state = extend(model, state, np.array([closing]))
     show(f"\n[{int(state.lengths[0])} tokens{summary(model, state)}]\n")
     return state
 
