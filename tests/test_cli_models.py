@@ -152,6 +152,26 @@ def test_a_run_of_bytes_without_a_start(folder, tmp_path, capsys):
     assert "pad_token_id" not in json.loads((tmp_path / "out" / "config.json").read_text())
 
 
+def test_the_tokens_that_end_a_text_are_those_of_both_files(folder, tmp_path, capsys):
+    """A checkpoint's, and those of a run that starts from it, its separator among them."""
+    shutil.copytree(folder / "base", tmp_path / "base")
+    raw = json.loads((tmp_path / "base" / "config.json").read_text())
+    (tmp_path / "base" / "config.json").write_text(json.dumps(raw | {"eos_token_id": 9}))
+    settings = {"eos_token_id": [7, 9], "temperature": 0.6}
+    (tmp_path / "base" / "generation_config.json").write_text(json.dumps(settings))
+    assert load(tmp_path / "base").stop_tokens == (9, 7)
+
+    shutil.copytree(folder / "run", tmp_path / "run")
+    config = dataclasses.replace(load_run(folder / "run").config, start=str(tmp_path / "base"))
+    (tmp_path / "run" / "config.json").write_text(json.dumps(to_json(config)))
+    assert load(tmp_path / "run").stop_tokens == (7, 9, 256)
+    assert run(capsys, "export-hf", "--run-dir", tmp_path / "run", tmp_path / "out")[0] == 0
+    for name in ("config.json", "generation_config.json"):
+        assert json.loads((tmp_path / "out" / name).read_text())["eos_token_id"] == [7, 9, 256]
+    written = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert written["temperature"] == 0.6 and load(tmp_path / "out").stop_tokens == (7, 9, 256)
+
+
 @pytest.mark.parametrize("name", ["run", "out"])
 @pytest.mark.parametrize("ttt", ["on", "off"])
 def test_the_text_generated_is_the_likeliest(folder, name, ttt, capsys):
@@ -228,7 +248,9 @@ def test_a_conversation(folder, capsys, say):
     common = ["chat", "--model", folder / "run", "--max-new-tokens", 20]
     assert run(capsys, *common, "--template", "{}\n")[1].startswith(f"> {answer}\n[26 tokens")
     say("hello\n")
-    assert "the state holds 10" in run(capsys, *common, "--max-length", 10)[1]
+    assert "\n[10 tokens" in run(capsys, *common, "--max-length", 10)[1]
+    say("hello\n")
+    assert "the state holds 6" in run(capsys, *common, "--max-length", 6)[1]
 
 
 def test_a_tokenizer_with_chatml_tokens_is_put_to_use(folder, tmp_path, capsys, say):
@@ -240,8 +262,9 @@ def test_a_tokenizer_with_chatml_tokens_is_put_to_use(folder, tmp_path, capsys, 
     (tmp_path / "out" / "tokenizer.json").write_text(json.dumps(content))
     say("A\nC\n")
     code, out, _ = run(capsys, "chat", "--model", tmp_path / "out", "--max-new-tokens", 1)
-    # <im_start> u s e r \n A <im_end> \n <im_start> a s s i s t a n t \n is 20, with \n before 21
-    assert code == 0 and "\n[21 tokens" in out and "\n[43 tokens" in out
+    # <im_start> u s e r \n A <im_end> \n <im_start> a s s i s t a n t \n is 20, with \n before 21;
+    # an answer of 1 that has not come to its end, and the <im_end> that closes it
+    assert code == 0 and "\n[22 tokens" in out and "\n[45 tokens" in out
 
     # a token that it puts before every text, as Llama's does
     opening = {"SpecialToken": {"id": "<|separator|>", "type_id": 0}}

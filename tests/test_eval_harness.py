@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hf.tiny import LLAMA, logits, model
 
+from fastweights.errors import ConfigError
 from fastweights.models.decoder_config import InPlaceTTT
 from fastweights.pretrained import Pretrained
 from fastweights.tasks.text_tokens import Bytes
@@ -72,6 +73,13 @@ def test_what_is_too_long_loses_its_beginning(decoder):
     assert found[0] == pytest.approx(plainly(decoder, list(b"b" * 18 + b"cde"), 3)[0], rel=1e-5)
 
 
+def test_a_context_of_white_space_is_no_context(lm, decoder):
+    """It becomes part of the continuation, all of which is asked for."""
+    (found,) = lm.loglikelihood(requests("loglikelihood", [(" ", "mat")]), disable_tqdm=True)
+    expected = plainly(decoder, [256, *b" mat"], 4)
+    assert found[0] == pytest.approx(expected[0], rel=1e-5) and found[1] == expected[1]
+
+
 def test_a_text_is_scored_in_windows_each_token_once(decoder):
     """37 bytes in windows of 16: all of two are asked for, and the last 5 of the third."""
     from fastweights.eval_harness import DecoderLM
@@ -104,6 +112,59 @@ def test_texts_end_where_they_are_told_to(lm, decoder):
     stop = expected[0][2]
     cut = [text.split(stop)[0] for text in expected]
     assert ask(max_gen_toks=6, until=[stop]) == cut and cut[0] != expected[0]
+
+
+def test_an_empty_context_is_the_separator(lm, decoder):
+    (found,) = lm.generate_until(
+        requests("generate_until", [("", {"max_gen_toks": 1, "until": []})])
+    )
+    first = int(logits(decoder, np.asarray([[256]]))[0, -1].argmax())
+    assert found == Bytes().decode([first])
+
+
+def test_repeats_are_draws_of_their_own(lm):
+    """Of 2 batches at a temperature, by the settings' own names; the likeliest text without one."""
+    ask = lambda settings: lm.generate_until(
+        requests("generate_until", [("the cat", {"until": [], **settings})] * 6)
+    )
+    warm = ask({"temperature": 1.0, "max_tokens": 12})
+    assert len({*warm}) == 6 and ask({"temperature": 1.0, "max_completion_tokens": 12}) == warm
+    assert all(len(text) <= 12 for text in warm)
+    (cold,) = {*ask({"do_sample": False, "temperature": 1.0, "max_new_tokens": 12})}
+    for cut in ({"top_k": 1}, {"top_p": 1e-6}):
+        assert {*ask({"do_sample": True, "temperature": 1.0, "max_gen_toks": 12} | cut)} == {cold}
+    for no_cut in ({"top_k": 0}, {"top_k": -1}, {"top_p": 1.0}):
+        assert ask({"temperature": 1.0, "max_gen_toks": 12} | no_cut) == warm
+
+
+def test_a_stop_string_that_is_a_special_token_stops(decoder):
+    """Here the token that the model writes first, under a name that decoding leaves out."""
+    from fastweights.eval_harness import DecoderLM
+
+    context, text = "the cat sat on", Bytes()
+    first = int(logits(decoder, np.asarray([[*context.encode()]]))[0, -1].argmax())
+    text.added = {"<|stop|>": first}
+    named = DecoderLM(Pretrained(decoder, text, (256,)))
+    ask = lambda *until: named.generate_until(
+        requests("generate_until", [(context, {"max_gen_toks": 6, "until": [*until]})])
+    )
+    assert ask("<|stop|>") == [""] and ask("<|other|>")[0].startswith(Bytes().decode([first]))
+    assert Bytes().decode([first])
+
+
+def test_what_cannot_be_is_refused(decoder):
+    from fastweights.eval_harness import DecoderLM
+
+    made = Pretrained(decoder, Bytes(), (256,))
+    for size in ("auto", "auto:4", 0, -1):
+        with pytest.raises(ConfigError, match="batch_size"):
+            DecoderLM(made, batch_size=size)
+    short = DecoderLM(made, max_length=20, max_gen_toks=20)
+    with pytest.raises(ConfigError, match="20 new tokens leave no room"):
+        short.generate_until(requests("generate_until", [("b" * 50, {"until": []})]))
+    with pytest.raises(ConfigError, match="continuation has 21 tokens, max_length is 20"):
+        short.loglikelihood(requests("loglikelihood", [("a", "b" * 21)]), disable_tqdm=True)
+    short.loglikelihood(requests("loglikelihood", [("a", "b" * 20)]), disable_tqdm=True)
 
 
 def test_a_whole_evaluation_offline(lm, tmp_path):

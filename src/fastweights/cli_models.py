@@ -145,9 +145,9 @@ def generate(arguments: list[str]) -> None:
     sampling = given.sampling(found)
     prompt = np.array([*found.tokenizer.opening, *found.tokenizer.encode(text)], np.int32)
     state = prefill(found.model, prompt[None], max_length=len(prompt) + given.max_new_tokens)
-    state, count = chats.write(found.model, found.tokenizer, state, sampling, show)
+    state, new = chats.write(found.model, found.tokenizer, state, sampling, show)
     print(
-        f"\n[{len(prompt)} tokens read, {count} written{chats.summary(found.model, state)}]",
+        f"\n[{len(prompt)} tokens read, {len(new)} written{chats.summary(found.model, state)}]",
         file=sys.stderr,
     )
 
@@ -196,6 +196,7 @@ def chat(arguments: list[str]) -> None:
         max_length=given.max_length,
         template=template.line,
         first=template.first,
+        end=added[template.stops[0]] if template.stops else None,
     )
 
 

@@ -8,6 +8,7 @@ PATH is a Hugging Face checkpoint or a run of ours. What a request asks for is r
 its start: in-place layers learn from the context, and nothing goes from one request to the next.
 """
 
+import itertools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,9 @@ from fastweights.pretrained import Pretrained, load
 
 try:
     from lm_eval.api.model import TemplateLM  # pyright: ignore[reportMissingImports]
+    from lm_eval.models.utils import (  # pyright: ignore[reportMissingImports]
+        normalize_gen_kwargs,
+    )
     from lm_eval.utils import (  # pyright: ignore[reportMissingImports]
         get_rolling_token_windows,
         make_disjoint_window,
@@ -83,7 +87,7 @@ class DecoderLM(TemplateLM):
 
     Raises:
         ConfigError, CheckpointError, DataError: as `load`; or the tokenizer has no token that could
-            stand before a text.
+            stand before a text; or `batch_size` is no number, such as the harness's "auto".
     """
 
     def __init__(
@@ -100,6 +104,13 @@ class DecoderLM(TemplateLM):
             pretrained = load(pretrained, dtype, ttt)
         self.model, self.text, self.stop_tokens = pretrained
         self.max_length = max_length or self.model.config.max_length
+        if not str(batch_size).isdigit() or not int(batch_size):
+            raise ConfigError(
+                f"batch_size is {batch_size!r}; it must be a number, at least 1",
+                where="batch_size",
+                cause="what fits into memory is not looked for",
+                next="batch_size=8",
+            )
         self.batch_size = int(batch_size)
         self.max_gen_toks = int(max_gen_toks)
         first = (*self.text.opening, *self.stop_tokens)
@@ -107,7 +118,7 @@ class DecoderLM(TemplateLM):
             raise ConfigError(
                 "this tokenizer has no token to put before a text",
                 where="pretrained",
-                cause="it opens no text with one, and config.json names no eos_token_id",
+                cause="it opens no text with one, and no file of it names an eos_token_id",
                 next='set "eos_token_id" in config.json',
             )
         self._first = first[0]
@@ -148,9 +159,19 @@ class DecoderLM(TemplateLM):
         return [found[i] for i in range(len(rows))]
 
     def _row(self, context: Sequence[int], continuation: Sequence[int]) -> tuple[Any, Any]:
-        """What is read, and what is asked of its last tokens."""
-        both = [*context, *continuation][-(self.max_length + 1) :]
-        return both[:-1], continuation[-(len(both) - 1) :]
+        """What is read, and what is asked of its last tokens.
+
+        A context may come to no token: white space before a continuation is made part of it.
+        """
+        if len(continuation) > self.max_length:
+            raise ConfigError(
+                f"a continuation has {len(continuation)} tokens, max_length is {self.max_length}",
+                where="max_length",
+                cause="an answer of the task is longer than what the model reads at once",
+                next=f"max_length={len(continuation)} or more",
+            )
+        both = [*(context or [self._first]), *continuation][-(self.max_length + 1) :]
+        return both[:-1], continuation
 
     def _batches(self, lengths: Sequence[int]) -> Iterable[list[int]]:
         """Requests in batches of about one length, the longest first: what is too much shows."""
@@ -158,7 +179,11 @@ class DecoderLM(TemplateLM):
         return (order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size))
 
     def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> list[float]:
-        """Log-probability of whole texts, in windows of `max_length` that do not overlap."""
+        """Log-probability of whole texts, in windows of `max_length` tokens.
+
+        Each token is asked for once. The last window is as long as the others, so it reads again
+        what comes before its own tokens.
+        """
         windows, owner = [], []
         for index, request in enumerate(requests):
             tokens = self.tok_encode(request.args[0], add_special_tokens=False)
@@ -176,22 +201,34 @@ class DecoderLM(TemplateLM):
         for index, request in enumerate(requests):
             groups.setdefault(repr(request.args[1]), []).append(index)
         found: dict[int, str] = {}
+        numbers = itertools.count()  # of the batches: each draws with a key of its own
         for indices in groups.values():
-            settings = requests[indices[0]].args[1]
-            contexts = [self.tok_encode(requests[i].args[0]) for i in indices]
+            settings = normalize_gen_kwargs(requests[indices[0]].args[1], self.max_gen_toks)
+            contexts = [self.tok_encode(requests[i].args[0]) or [self._first] for i in indices]
             for batch in self._batches([len(context) for context in contexts]):
-                texts = self._write([contexts[i] for i in batch], settings)
+                key = jax.random.fold_in(jax.random.key(0), next(numbers))
+                texts = self._write([contexts[i] for i in batch], settings, key)
                 found |= {indices[i]: text for i, text in zip(batch, texts, strict=True)}
         return [found[i] for i in range(len(requests))]
 
-    def _write(self, contexts: list[list[int]], settings: dict[str, Any]) -> list[str]:
-        """The answers of one batch."""
-        until = settings.get("until") or []
-        until = [until] if isinstance(until, str) else until
-        most = int(settings.get("max_gen_toks", self.max_gen_toks))
-        warm = float(settings.get("temperature", 0.0)) if settings.get("do_sample") else 0.0
-        key = jax.random.key(0) if warm else None
-        keep = max(1, self.max_length - most)
+    def _write(self, contexts: list[list[int]], settings: Any, key: Array) -> list[str]:
+        """The answers of one batch; the settings are as the harness normalizes them."""
+        until, most = settings["until"], settings["max_gen_toks"]
+        keep = self.max_length - most
+        if keep < 1:
+            raise ConfigError(
+                f"{most} new tokens leave no room for a context: max_length is {self.max_length}",
+                where="max_gen_toks",
+                cause="the task asks for as many, or says nothing and max_gen_toks is too large",
+                next=f"max_gen_toks below {self.max_length}, or a larger max_length",
+            )
+        top_k = int(settings.get("top_k") or 0)
+        sampling = {
+            "temperature": float(settings.get("temperature", 0.0)),
+            "top_k": top_k if top_k > 0 else None,  # 0 and -1 are all tokens elsewhere
+            "top_p": settings.get("top_p"),
+            "key": key,
+        }
         contexts = [context[-keep:] for context in contexts]
         lengths = np.array([len(context) for context in contexts], np.int32)
         tokens = np.zeros((len(contexts), max(lengths)), np.int32)
@@ -202,9 +239,7 @@ class DecoderLM(TemplateLM):
         written: list[list[int]] = [[] for _ in contexts]
         texts, ended = [""] * len(contexts), [False] * len(contexts)
         for _ in range(-(-most // PIECE)):
-            out, state = inference.decode(
-                self.model, state, max_new_tokens=PIECE, temperature=warm, key=key
-            )
+            out, state = inference.decode(self.model, state, max_new_tokens=PIECE, **sampling)
             for row, new in enumerate(np.asarray(out.tokens).tolist()):
                 if not ended[row]:
                     written[row] += new
@@ -215,7 +250,9 @@ class DecoderLM(TemplateLM):
 
     def _cut(self, tokens: list[int], until: Sequence[str]) -> tuple[str, bool]:
         """The text before the first stop token or string, and whether there was one."""
-        ends = [i for i, token in enumerate(tokens) if token in self.stop_tokens]
+        # special tokens leave no text, so a stop string that is one is looked for as a token
+        stops = {*self.stop_tokens, *(self.text.added[s] for s in until if s in self.text.added)}
+        ends = [i for i, token in enumerate(tokens) if token in stops]
         text = self.text.decode(np.asarray(tokens[: ends[0]] if ends else tokens, np.int32))
         places = [place for stop in until if stop and (place := text.find(stop)) >= 0]
         return text[: min(places)] if places else text, bool(ends or places)

@@ -12,7 +12,7 @@ from fastweights import hf
 from fastweights.errors import CheckpointError
 from fastweights.fastslow import report
 from fastweights.hf.config import read_json
-from fastweights.hf.files import directory
+from fastweights.hf.files import directory, refuse_link_out
 from fastweights.hf.saving import copy_tokenizer, refuse_to_overwrite
 from fastweights.pretrained import is_run, load_run, stop_tokens
 from fastweights.tasks import bytes_file
@@ -89,7 +89,7 @@ def export_policy(run_dir: Path, path: Path) -> int:
 
 def lend(config: Config, task: Language | HintCorpus, folder: Path) -> None:
     """Put into a folder what `hf.save` takes from one: other config keys, and tokenizer files."""
-    raw = {}
+    raw, settings = {}, folder / "generation_config.json"
     if isinstance(task, HintCorpus) or task.tokenizer == "bytes":
         bytes_file.write(folder)
     else:
@@ -103,10 +103,14 @@ def lend(config: Config, task: Language | HintCorpus, folder: Path) -> None:
     if config.start is not None:
         start = directory(config.start)
         raw = read_json(start / "config.json")
-        settings = start / "generation_config.json"
-        if settings.exists():
-            shutil.copyfile(settings, folder / settings.name)
+        if (start / settings.name).exists():
+            refuse_link_out(start, start / settings.name)
+            shutil.copyfile(start / settings.name, settings)
+    files = {folder / "config.json": raw}
+    if settings.exists():
+        files[settings] = read_json(settings)
     stops = stop_tokens(config)
-    if stops:
-        raw["eos_token_id"] = stops[0] if len(stops) == 1 else list(stops)
-    (folder / "config.json").write_text(json.dumps(raw), encoding="utf-8")
+    named = {"eos_token_id": stops[0] if len(stops) == 1 else list(stops)} if stops else {}
+    # transformers ends a text by generation_config.json where there is one
+    for file, content in files.items():
+        file.write_text(json.dumps(content | named, indent=2) + "\n", encoding="utf-8")

@@ -73,9 +73,9 @@ def load(
         run = load_run(folder, mesh=mesh)
         model = run.model if ttt else without_ttt(run.model)
         return Pretrained(model, run.task.tokens, stop_tokens(run.config))
-    raw = read_json(folder / "config.json")
     tokenizer = checkpoint_tokenizer(folder)
-    return Pretrained(hf.load(folder, dtype, mesh, None if ttt else False), tokenizer, ends(raw))
+    stops = ends(folder)
+    return Pretrained(hf.load(folder, dtype, mesh, None if ttt else False), tokenizer, stops)
 
 
 def is_run(folder: Path) -> bool:
@@ -148,11 +148,16 @@ def checkpoint_tokenizer(folder: Path) -> TokenizerFile:
     return TokenizerFile(folder)
 
 
-def ends(raw: dict[str, Any]) -> tuple[int, ...]:
-    """The tokens that end a text, as a config.json names them."""
-    named = raw.get("eos_token_id")
-    named = named if isinstance(named, list) else [named]
-    return tuple(token for token in named if type(token) is int)
+def ends(folder: Path) -> tuple[int, ...]:
+    """The tokens that end a text, as a checkpoint's config.json and generation_config.json name
+    them: a chat model's end of a turn is often in the second alone.
+    """
+    found: dict[int, None] = {}
+    for file in (folder / "config.json", folder / "generation_config.json"):
+        named = read_json(file).get("eos_token_id") if file.exists() else None
+        named = named if isinstance(named, list) else [named]
+        found |= dict.fromkeys(token for token in named if type(token) is int)
+    return tuple(found)
 
 
 def stop_tokens(config: Config) -> tuple[int, ...]:
@@ -160,8 +165,7 @@ def stop_tokens(config: Config) -> tuple[int, ...]:
     task = cast(Language | HintCorpus, config.task)
     if isinstance(task, HintCorpus):
         return (ord(END),)
-    start = None if config.start is None else Path(config.start).expanduser() / "config.json"
-    inherited = ends(read_json(start)) if start is not None and start.exists() else ()
+    inherited = () if config.start is None else ends(Path(config.start).expanduser())
     own = () if task.tokens.separator is None else (task.tokens.separator,)
     return tuple(sorted({*own, *inherited}))
 

@@ -71,6 +71,31 @@ def test_yarn():
     assert read_config(raw).rope.factor == 4.0
 
 
+def test_an_original_length_beside_the_other_values_counts():
+    """Transformers 5 takes it over theirs; it is not left in what is written."""
+    scaling = {"rope_type": "yarn", "original_max_position_embeddings": 64}
+    raw = RAW | {"rope_scaling": scaling, "max_position_embeddings": 256}
+    raw["original_max_position_embeddings"] = 128
+    rope = read_config(raw).rope
+    assert (rope.original_length, rope.factor) == (128, 2.0)
+    written = write_config(CONFIGS["yarn"], raw)
+    assert "original_max_position_embeddings" not in written
+    assert read_config(written) == CONFIGS["yarn"]
+
+
+def test_transformers_takes_the_same_original_length():
+    pytest.importorskip("transformers", reason="the parity extra is not installed")
+    from transformers import Qwen3Config
+
+    key = "original_max_position_embeddings"
+    scaling = {"rope_type": "yarn", "factor": 2.0, key: 64}
+    raw = RAW | {"rope_scaling": scaling, "max_position_embeddings": 256, key: 128}
+    for each in (raw, write_config(CONFIGS["yarn"], raw)):
+        theirs = Qwen3Config(**each)
+        theirs.standardize_rope_params()  # as their model does when it is built
+        assert theirs.rope_parameters[key] == read_config(each).rope.original_length
+
+
 def test_head_dim_that_is_not_given():
     absent = {k: v for k, v in RAW.items() if k != "head_dim"}
     assert read_config(absent).head_dim == 128  # the default of transformers' class

@@ -195,6 +195,37 @@ def test_saving_like_another_directory(tmp_path):
     assert sorted(file.name for file in tmp_path.iterdir()) == ["like", "out"]
 
 
+@pytest.mark.parametrize("link", ["file", "directory", "behind"])
+def test_links_out_of_a_folder_of_chat_templates_are_refused(link, tmp_path):
+    like, secret = write(tmp_path / "like"), tmp_path / "secret"
+    folder = like / "chat_templates"
+    for each in (folder, secret):
+        each.mkdir()
+        (each / "tool.jinja").write_text(f"of {each.name}")
+    (folder / "same.jinja").symlink_to("tool.jinja")
+    hf.save(hf.load(like), tmp_path / "out", like=like)
+    for name in ("tool.jinja", "same.jinja"):
+        assert (tmp_path / "out" / "chat_templates" / name).read_text() == "of chat_templates"
+    if link == "file":
+        (folder / "other.jinja").symlink_to(secret / "tool.jinja")
+    elif link == "directory":
+        (folder / "more").symlink_to(secret)
+    else:  # a link within, to one that leads out
+        (like / "more").symlink_to(secret)
+        (folder / "more").symlink_to("../more")
+    with pytest.raises(CheckpointError, match="outside the directory"):
+        hf.save(hf.load(like), tmp_path / "other", like=like)
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_single_file_is_read_rather_than_an_index(tmp_path):
+    """As transformers does, where a directory has both."""
+    folder = write(tmp_path / "in", files=2)
+    write(folder, tensors=raw_tensors(seed=1))
+    assert (folder / "model.safetensors.index.json").exists()
+    assert_same(hf.load(folder), hf.load(write(tmp_path / "one", tensors=raw_tensors(seed=1))))
+
+
 def test_what_is_saved_can_be_read_by_others(tmp_path):
     """Safetensors makes files for their owner only; others may read as the umask says."""
     (tmp_path / "new").touch()

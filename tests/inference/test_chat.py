@@ -57,6 +57,56 @@ def test_a_conversation(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, again, fw.inference.load(model, file))
 
 
+def test_an_answer_that_was_cut_is_closed():
+    """By the end of a turn, once: not where a stop token was drawn."""
+    model = randomised(change(CASES["ttt"], layers=2))
+    end = int(Letters().encode("Z")[0])
+    _, state = talk(["ABCDEFG", "HIJ"], model, end=end)
+    text = [*Letters().encode("ABCDEFG")]
+    for line in ("HIJ", ""):
+        for _ in range(6):
+            text.append(int(np.argmax(forward(model, [text])[0, -1])))
+        text += [end, *Letters().encode(line)]
+    same = fw.inference.prefill(model, np.array([text]))
+    assert state.lengths.tolist() == [len(text)] == [24]
+    np.testing.assert_allclose(state.logits, same.logits, rtol=1e-4, atol=1e-5)
+    _, stopped = talk(["ABCDEFG"], model, end=end, stop_tokens=range(VOCAB))
+    assert stopped.lengths.tolist() == [8]
+
+
+def test_a_line_is_kept_with_its_answer_or_not_at_all():
+    """Ctrl-C in the middle of an answer, and a line too long for the room there is."""
+    model = randomised(change(CASES["ttt"], layers=2))
+    before = talk(["ABCDEFG"], model, max_length=20)
+    answers = []
+
+    def show(text):
+        answers.append(text)
+        if len(answers) == 10:  # the second line's third token; the first had six and a length
+            raise KeyboardInterrupt
+
+    lines = iter(["ABCDEFG", "HI", "J" * 8])
+    state = chat(
+        model,
+        Letters(),
+        max_new_tokens=6,
+        max_length=20,
+        template="{}",
+        ask=lambda _: next(lines, None) or "/quit",
+        show=show,
+    )
+    shown = "".join(answers)
+    assert "taken back" in shown and "comes to 21 tokens, the state holds 20" in shown
+    assert "/reset forgets" in shown and "prefill" not in shown
+    jax.tree.map(np.testing.assert_array_equal, state, before[1])
+
+    # what is left of the room is used: 13 tokens and 3 leave 4, of which one is the end
+    shown, state = talk(["ABCDEFG", "HIJ"], model, max_length=20, end=None)
+    assert state.lengths.tolist() == [20]
+    shown, state = talk(["ABCDEFG", "HIJ"], model, max_length=20, end=1)
+    assert state.lengths.tolist() == [20]
+
+
 def test_mistakes_end_nothing(tmp_path):
     model = randomised(change(CASES["ttt"], layers=2))
     lines = ["/load", f"/load {tmp_path / 'absent'}", "/back", "/what", "A" * 95, "", "AB"]

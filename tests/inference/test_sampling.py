@@ -77,6 +77,18 @@ def test_a_row_draws_the_same_in_any_batch_and_others_otherwise():
     assert not np.array_equal(many, sample(logits, at + 1, *asked)[0])
 
 
+@pytest.mark.parametrize("temperature", [1e-44, 1e-38, 1e-37, 1e-6])
+@pytest.mark.parametrize("cut", [(None, None), (3, 0.9)])
+def test_the_lowest_temperatures_take_the_likeliest(temperature, cut):
+    """With a distribution of all there is on it, or as 0 where float32 has no such temperature."""
+    logits = jnp.array([[-30.0, 55.0, 54.0, 3.0], [-9.0, -7.0, -8.0, -90.0]])
+    asked = method(temperature, *cut, jax.random.key(0))
+    tokens, log_p = sample(logits, jnp.zeros(2, jnp.int32), *asked)
+    assert tokens.tolist() == [1, 1]
+    cold = log_softmax(logits)[:, 1] if temperature < 1.1754943e-38 else [0, 0]
+    assert_close(log_p, cold)
+
+
 def test_greedy_takes_the_first_of_the_likeliest():
     logits = jnp.array([[0.0, 2.0, 2.0], [3.0, 1.0, 2.0]])
     tokens, log_p = sample(logits, jnp.zeros(2, jnp.int32), *method(0.0, None, None, None))

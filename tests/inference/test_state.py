@@ -9,6 +9,7 @@ from tolerances import assert_close
 
 import fastweights as fw
 from fastweights.errors import CheckpointError, ConfigError
+from fastweights.nn.rope import Rope
 
 LENGTHS = np.array([3, 12, 9])
 
@@ -172,3 +173,22 @@ def test_a_state_of_another_model_is_refused(tmp_path):
         fw.inference.load(randomised(change(config, ttt=change(config.ttt, chunk=6))), file)
     with pytest.raises(CheckpointError, match="this model's is bfloat16"):
         fw.inference.load(randomised(change(config, dtype="bfloat16")), file)
+    # the same weights, read and written in another way
+    ttt = change(config.ttt, lr=0.1)
+    for other in ({"rope": Rope(theta=500.0)}, {"windows": (7,) * 4}, {"ttt": ttt}):
+        with pytest.raises(CheckpointError, match="or another config"):
+            fw.inference.load(randomised(change(config, **other)), file)
+    same = randomised(change(config, remat="block", attention="xla", max_length=300))
+    assert fw.inference.load(same, file).lengths.tolist() == LENGTHS.tolist()
+
+
+def test_where_a_state_is_saved(tmp_path, monkeypatch):
+    """`~` is the home directory, and a directory is refused."""
+    model, _, state = read()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    fw.inference.save(model, state, "~/state")
+    assert fw.inference.load(model, "~/state").lengths.tolist() == LENGTHS.tolist()
+    assert [file.name for file in tmp_path.iterdir()] == ["state"]
+    for place in (".", "~", tmp_path):
+        with pytest.raises(CheckpointError, match="this is a directory"):
+            fw.inference.save(model, state, place)

@@ -17,9 +17,14 @@ from fastweights.models.decoder_config import DecoderConfig
 from fastweights.nn.in_place import InPlaceTTT
 from fastweights.tasks.base import Data
 from fastweights.tasks.language import Language
+from fastweights.tasks.packing import pack
 from fastweights.tasks.text_tokens import Bytes
-from fastweights.train import Config, Optim, Train, train
+from fastweights.train import Config, Mesh, Optim, Train, train
 from fastweights.train.config import check
+from fastweights.train.loop import evaluate_table
+from fastweights.train.mesh import make_mesh, put_batch
+from fastweights.train.state import init_state
+from fastweights.train.step import make_eval_step, make_train_step
 
 TINY = DecoderConfig(
     family="qwen3",
@@ -174,6 +179,50 @@ def test_scores_are_those_of_a_float64_loop(folder, tied, short):
     assert abs(float(scores["loss"].mean()) - np.log(264)) < 0.5
 
 
+@pytest.mark.parametrize("parts", [1, 2])
+def test_every_token_counts_the_same(parts):
+    """Training and evaluation by a packed table with a nearly empty row, against all its tokens."""
+    task = Language(length=8)
+    table = pack([np.arange(1, 18) % 11, np.array([3, 1, 4])], 8)
+    table = {name: table[name][np.array([0, 1, 2, 2])] for name in table}
+    there = table["target"] >= 0
+    assert there.sum(1).tolist() == [8, 8, 2, 2]
+    config = Config(task=task, model=TINY, optim=Optim(clip=None), mesh=Mesh(data=parts))
+    mesh = make_mesh(config.mesh)
+    state = init_state(config, mesh)
+    losses = np.float64(jax.jit(task.losses)(state.model, put_batch(mesh, table)))
+    expected = losses[there].mean()
+    counted = evaluate_table(make_eval_step(task), state.model, table, mesh=mesh, batch=2)
+    assert_close(counted["loss"], expected)
+    assert_close(counted["bits_per_byte"], expected / np.log(2))
+    mean = lambda model: jnp.sum(task.losses(model, table)) / there.sum()
+    norm = optax.tree.norm(jax.jit(jax.grad(mean))(init_state(config, mesh).model))
+    _, scores = make_train_step(config)(state, put_batch(mesh, table))
+    assert_close(scores["loss"], expected)
+    assert_close(scores["grad_norm"], norm)
+
+
+def test_full_rows_are_trained_on_as_if_they_had_no_weight():
+    """To the bit."""
+    task, batch = Language(length=8), 3
+    table = pack([np.arange(25) % 11], 8)
+    assert len(table["target"]) == batch and (table["target"] >= 0).all()
+    config = Config(task=task, model=TINY)
+
+    class Plain(Language):
+        def measure(self, model, batch):
+            scores = super().measure(model, batch)
+            assert scores.pop("weight").shape == (3,)
+            return scores
+
+    def trained(task):
+        step = make_train_step(dataclasses.replace(config, task=task))
+        state, scores = step(init_state(config, make_mesh(Mesh())), table)
+        return state.model, state.optimizer, scores
+
+    jax.tree.map(np.testing.assert_array_equal, trained(task), trained(Plain(length=8)))
+
+
 def test_a_tokenizer_file_makes_fewer_tokens_and_its_bits_are_no_bytes(folder, tmp_path):
     tokenizers = pytest.importorskip("tokenizers", reason="the hf extra is not installed")
     words = {"<|end|>": 0, "?": 1, "abc": 2, ".": 3, "short": 4}
@@ -186,7 +235,7 @@ def test_a_tokenizer_file_makes_fewer_tokens_and_its_bits_are_no_bytes(folder, t
     table = task.load("validation", folder)
     assert table["inputs"][0, :2].tolist() == [0, 4] and table["target"][0, :2].tolist() == [4, 0]
     scores = task.measure(Stand(nnx.Rngs(0), True), jax.tree.map(jnp.asarray, table))
-    assert set(scores) == {"loss", "loss_end", "drift_0", "drift_1"}
+    assert set(scores) == {"loss", "loss_end", "drift_0", "drift_1", "weight"}
     check(Config(task=task, model=dataclasses.replace(TINY, vocab=5)))
     with pytest.raises(ConfigError, match="vocab is 4.*at least 5"):
         check(Config(task=task, model=dataclasses.replace(TINY, vocab=4)))

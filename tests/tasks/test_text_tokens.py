@@ -64,6 +64,19 @@ def test_a_tokenizer_files_sizes(file):
         TokenizerFile(file, "<eos>")
 
 
+def test_a_file_saved_with_truncation_and_padding_reads_whole_texts(file, tmp_path):
+    tokenizers = pytest.importorskip("tokenizers", reason="the hf extra is not installed")
+    made = tokenizers.Tokenizer.from_file(str(file))
+    made.enable_truncation(5)
+    made.enable_padding(direction="left", length=40, pad_id=1, pad_token="<s>")
+    made.save(str(tmp_path / "cut.json"))
+    whole, cut = TokenizerFile(file), TokenizerFile(tmp_path / "cut.json")
+    for text in ("a", "the cat and the other cat " * 20):
+        assert cut.encode(text).tolist() == whole.encode(text).tolist()
+        assert cut.decode(cut.encode(text)) == text
+    assert cut.opening == whole.opening == (1,)
+
+
 def test_a_file_that_is_no_tokenizer(tmp_path):
     pytest.importorskip("tokenizers", reason="the hf extra is not installed")
     bad = tmp_path / "tokenizer.json"

@@ -13,7 +13,7 @@ from fastweights.tasks.base import Data
 from fastweights.tasks.batches import batch_rows, train_batches
 from fastweights.tasks.retrieval import Retrieval
 from fastweights.train import Config, Optim, Train, evaluate_run, seeds, train
-from fastweights.train.seeds import Nets, fresh_nets, keep_best, train_seeds
+from fastweights.train.seeds import Nets, fresh_nets, keep_best, make_scoring, train_seeds
 
 
 @pytest.fixture(scope="module")
@@ -118,3 +118,16 @@ def test_metrics_name_the_seed(config, tmp_path):
     train_seeds(Nets(short, (8,)), tmp_path / "run", quiet=True)
     (line,) = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
     assert {"train/loss/8", "validation/error/8"} <= set(line)
+
+
+def test_scores_are_weighted_where_a_task_weights_its_examples():
+    """Of 5 examples in batches of 2: by hand, sum of weight times score over the sum of weights."""
+
+    class Weighted(Retrieval):
+        def measure(self, model, batch):
+            return {"loss": model * batch["target"], "weight": batch["weight"]}
+
+    table = {"target": np.arange(1.0, 6.0), "weight": np.array([1.0, 0.5, 0.0, 0.25, 0.25])}
+    found = make_scoring(Weighted(), 2)(np.array([1.0, 10.0]), table)
+    np.testing.assert_allclose(found["loss"], np.array([1, 10]) * (1 + 1 + 1 + 1.25) / 2)
+    assert set(found) == {"loss"}

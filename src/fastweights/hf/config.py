@@ -6,7 +6,7 @@ from typing import Any, Literal, cast
 
 from fastweights.errors import ConfigError
 from fastweights.hf import config_ttt
-from fastweights.hf.config_rope import read_rope, write_rope
+from fastweights.hf.config_rope import ORIGINAL, read_rope, write_rope
 from fastweights.hf.config_windows import OURS as OUR_WINDOWS
 from fastweights.hf.config_windows import read_windows, write_windows
 from fastweights.hf.fields import field, unsupported
@@ -99,7 +99,7 @@ def write_config(config: DecoderConfig, like: dict[str, Any] | None = None) -> d
         config: what to write. How it is computed (`remat`, `attention`, `dtype`) is left out.
         like: a config.json whose other keys are kept.
     """
-    named = (OUR_WINDOWS, "layer_types", "dtype", *config_ttt.KEYS)
+    named = (OUR_WINDOWS, "layer_types", "dtype", ORIGINAL, *config_ttt.KEYS)
     kept = {k: v for k, v in (like or {}).items() if k not in named}
     return kept | {
         "architectures": [ARCHITECTURES[config.family]],

@@ -5,6 +5,7 @@ from typing import Any
 from fastweights.hf.fields import field, unsupported
 from fastweights.nn.rope import Rope
 
+ORIGINAL = "original_max_position_embeddings"
 SUPPORTED = "'default', 'llama3' or 'yarn'"
 
 
@@ -12,7 +13,8 @@ def read_rope(raw: dict[str, Any], max_length: int) -> Rope:
     """The rotary embedding of a config, in either layout.
 
     Transformers 5 puts everything in `rope_parameters`; before it, `rope_theta` stood beside
-    `rope_scaling`. Where a file has both, `rope_scaling` wins, as in transformers.
+    `rope_scaling`. Where a file has both, `rope_scaling` wins, as in transformers; and so does an
+    `original_max_position_embeddings` beside them over the one in them, as in transformers 5.
 
     Args:
         raw: the whole config.json.
@@ -31,7 +33,8 @@ def read_rope(raw: dict[str, Any], max_length: int) -> Rope:
         return Rope(theta=theta)
     if kind not in ("llama3", "yarn"):
         raise unsupported("rope_parameters.rope_type", kind, SUPPORTED)
-    original = field(given, "original_max_position_embeddings", int, max_length)
+    original = field(given, ORIGINAL, int, max_length)
+    original = field(raw, ORIGINAL, int, original)
     if kind == "llama3":
         return Rope(
             theta=theta,
@@ -60,13 +63,16 @@ def read_rope(raw: dict[str, Any], max_length: int) -> Rope:
 
 
 def write_rope(rope: Rope) -> dict[str, Any]:
-    """The keys of both layouts, so that every version of transformers reads the same."""
+    """The keys of both layouts: of transformers 5, and of the versions before it.
+
+    Of the latter, those that do not know `rope_type` yet cannot read a scaled one.
+    """
     values: dict[str, Any] = {"rope_theta": rope.theta, "rope_type": "default"}
     if rope.scaling != "none":
         values |= {
             "rope_type": rope.scaling,
             "factor": rope.factor,
-            "original_max_position_embeddings": rope.original_length,
+            ORIGINAL: rope.original_length,
         }
     if rope.scaling == "llama3":
         values |= {"low_freq_factor": rope.low_freq, "high_freq_factor": rope.high_freq}

@@ -41,18 +41,19 @@ def shards(folder: Path) -> tuple[list[Path], dict[str, str]]:
     """The safetensors files of a directory, and what the index says of them.
 
     Returns:
-        The files in order, and {tensor: file name}, {} where there is no index.
+        The files in order, and {tensor: file name}, {} where the file is a single one.
 
     Raises:
         CheckpointError: there are pickles only or nothing, the index is damaged, or it names a file
             that is not there or not in the directory.
     """
+    # where there are both, transformers reads the single file too
+    if (folder / SINGLE).exists() or (folder / SINGLE).is_symlink():
+        return [_shard(folder, SINGLE)], {}
     if (folder / INDEX).exists():
         named = _index(folder)
         names = sorted(set(named.values()))
         return [_shard(folder, name) for name in names], named
-    if (folder / SINGLE).exists() or (folder / SINGLE).is_symlink():
-        return [_shard(folder, SINGLE)], {}
     pickles = sorted(file.name for kind in PICKLES for file in folder.glob(kind))
     if pickles:
         raise CheckpointError(
@@ -108,7 +109,7 @@ def _shard(folder: Path, name: str) -> Path:
 
 
 def refuse_link_out(folder: Path, file: Path) -> None:
-    """Refuse a link that leads out of the directory.
+    """Refuse a file of a directory that is, or lies behind, a link out of it.
 
     The Hugging Face cache is made of links, `NAME/snapshots/REVISION/file -> ../../blobs/HASH`, and
     is let pass.
@@ -118,7 +119,7 @@ def refuse_link_out(folder: Path, file: Path) -> None:
     """
     home, target = folder.resolve(), file.resolve()
     blobs = home.parent.parent / "blobs" if home.parent.name == "snapshots" else home
-    if file.is_symlink() and target.parent not in (home, blobs):
+    if home not in target.parents and target.parent != blobs:
         raise CheckpointError(
             f"{file.name} is a link to {target}, outside the directory",
             where=file,

@@ -83,11 +83,17 @@ def save(
 
 def copy_tokenizer(source: Path, folder: Path) -> None:
     """Copy the files of `COPIED` that a directory has, none from outside of it."""
-    for file in [file for kind in COPIED for file in source.glob(kind)]:
-        refuse_link_out(source, file)
+
+    def copy(file: str | Path, to: str | Path) -> None:
+        refuse_link_out(source, Path(file))
         # what a link leads to: the Hugging Face cache is made of links
-        copy = shutil.copytree if file.is_dir() else shutil.copyfile
-        copy(file, folder / file.name)
+        shutil.copyfile(file, to)
+
+    for file in [file for kind in COPIED for file in source.glob(kind)]:
+        if file.is_dir():
+            shutil.copytree(file, folder / file.name, copy_function=copy)
+        else:
+            copy(file, folder / file.name)
 
 
 def refuse_to_overwrite(target: Path) -> None:

@@ -4,7 +4,6 @@ Everything typed and everything answered is one text. The state is read further 
 a long conversation costs no more a line than a short one, and the fast weights move with it.
 """
 
-import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -14,7 +13,7 @@ from jax import Array
 
 from fastweights.errors import ConfigError, FastWeightsError
 from fastweights.inference.prompt import extend
-from fastweights.inference.state import State, drift, empty, reset
+from fastweights.inference.state import State, capacity, drift, empty, reset
 from fastweights.inference.storage import load, save
 from fastweights.inference.stream import stream
 from fastweights.models.decoder import Decoder
@@ -54,6 +53,7 @@ def chat(
     max_length: int | None = None,
     template: str = "{}\n",
     first: str | None = None,
+    end: int | None = None,
     ask: Callable[[str], str] = input,
     show: Callable[[str], Any] = lambda text: print(text, end="", flush=True),
 ) -> State:
@@ -62,7 +62,8 @@ def chat(
     Args:
         model: who answers.
         tokenizer: text to tokens and back.
-        max_new_tokens: the most tokens of an answer; ctrl-C takes the answer back.
+        max_new_tokens: the most tokens of an answer, fewer where the room ends; ctrl-C takes the
+            answer back, and the line with it.
         temperature: of the sampling, see `generate`.
         top_k: of the sampling.
         top_p: of the sampling.
@@ -71,6 +72,8 @@ def chat(
         max_length: tokens of the whole conversation; None is the model's `max_length`.
         template: what is read for a line; `{}` is the line.
         first: the same for the first line of a text; None is `template`.
+        end: the token that `template` takes to be before it. It is read after an answer that came
+            to no stop token; None for none.
         ask: shows a prompt, returns a line, raises EOFError at the end.
         show: writes a piece of text.
 
@@ -107,23 +110,46 @@ def chat(
             elif line:
                 text = (template if int(state.lengths[0]) else first).replace("{}", line)
                 read = np.asarray(tokenizer.encode(text), np.int32)
-                state = extend(model, state, read[None])
-                state = answer(model, tokenizer, state, sampling, show)
+                # the state moves when the answer is done: a line is kept with it or not at all
+                state = answer(model, tokenizer, state, read, end, sampling, show)
         except FastWeightsError as error:
             show(f"{error}\n")
         except KeyboardInterrupt:
-            show("\n(taken back: the answer was not finished, so it was not learned)\n")
+            show("\n(line and answer taken back: an unfinished answer is not learned)\n")
 
 
 def answer(
     model: Decoder,
     tokenizer: Tokenizer,
     state: State,
+    line: np.ndarray,
+    end: int | None,
     sampling: dict[str, Any],
     show: Callable[[str], Any],
 ) -> State:
-    """Write an answer and how long the text is now; the state that has read it."""
-    state, _ = write(model, tokenizer, state, sampling, show)
+    """Read a line `[n]`, write its answer and how long the text is now.
+
+    Returns:
+        The state that has read both, and `end` where no stop token ended the answer.
+
+    Raises:
+        ConfigError: there is no room for the line and a token of an answer.
+    """
+    closing = [] if end is None else [end]
+    read, most = int(state.lengths[0]) + len(line), sampling["max_new_tokens"]
+    room = capacity(state) - read - len(closing)
+    if room < 1:
+        raise ConfigError(
+            f"with this line the conversation comes to {read} tokens, the state holds "
+            f"{capacity(state)}, the answer among them",
+            where="max_length",
+            next="/reset forgets the conversation; --max-length makes room for a longer one",
+        )
+    state = extend(model, state, line[None])
+    sampling = {**sampling, "max_new_tokens": min(most, room)}
+    state, new = write(model, tokenizer, state, sampling, show)
+    if closing and new[-1] not in sampling["stop_tokens"]:
+        state = extend(model, state, np.array([closing]))
     show(f"\n[{int(state.lengths[0])} tokens{summary(model, state)}]\n")
     return state
 
@@ -134,7 +160,7 @@ def write(
     state: State,
     sampling: dict[str, Any],
     show: Callable[[str], Any],
-) -> tuple[State, int]:
+) -> tuple[State, list[int]]:
     """Go on from a state of one row and show the text while it comes, without stop tokens.
 
     A character may take several tokens, so text is shown when it no longer ends within one.
@@ -147,25 +173,24 @@ def write(
         show: writes a piece of text.
 
     Returns:
-        The state that has read the new tokens, and how many they are, a stop token included.
+        The state that has read the new tokens, and these, a stop token included.
     """
     steps = stream(model, state, **sampling)
     tokens: list[int] = []
     shown = text = ""
-    for count in itertools.count():
+    while True:
         try:
             token = int(next(steps).tokens[0])
         except StopIteration as end:
             show(text[len(shown) :])  # a character that was never completed
-            return end.value, count
+            return end.value, tokens
+        tokens.append(token)
         if token in sampling["stop_tokens"]:
             continue
-        tokens.append(token)
         text = tokenizer.decode(np.asarray(tokens, np.int32))
         if not text.endswith("\ufffd"):
             show(text[len(shown) :])
             shown = text
-    raise AssertionError("a stream ends")
 
 
 def command(

@@ -9,6 +9,9 @@ from jax import Array
 
 from fastweights.errors import ConfigError
 
+#: the smallest temperature there is in float32
+TINY = float(jnp.finfo(jnp.float32).tiny)
+
 
 @dataclasses.dataclass(frozen=True)
 class Method:
@@ -33,7 +36,8 @@ def method(
     """Check what a user asks for.
 
     Args:
-        temperature: logits are divided by it; 0 takes the likeliest token.
+        temperature: logits are divided by it; 0, or less than float32 holds, takes the likeliest
+            token.
         top_k: draw from the k likeliest tokens only; None is all.
         top_p: draw from the fewest likeliest tokens that have this probability together; None all.
         key: `jax.random.key`; needed unless the temperature is 0.
@@ -53,7 +57,7 @@ def method(
         raise ConfigError(
             f"top_p is {top_p}; it must be more than 0 and at most 1, or None", where="top_p"
         )
-    greedy = temperature == 0
+    greedy = temperature < TINY
     if not greedy and key is None:
         raise ConfigError(
             "drawing tokens needs a random key",
@@ -75,7 +79,8 @@ def log_distribution(logits: Array, method: Method, settings: Settings) -> Array
     """
     if method.greedy:
         return jax.nn.log_softmax(logits)
-    logits = logits / settings.temperature
+    # the largest is taken off first: at a low temperature a quotient could be infinite
+    logits = (logits - jnp.max(logits, -1, keepdims=True)) / settings.temperature
     vocab = logits.shape[-1]
     if method.top_k is not None and method.top_k < vocab:
         least = jax.lax.top_k(logits, method.top_k)[0][:, -1:]

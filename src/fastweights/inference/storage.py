@@ -1,5 +1,6 @@
 """States on disk: one .npz file, read by name, shape and dtype, with checksums, never unpickled."""
 
+import dataclasses
 import hashlib
 import os
 import zipfile
@@ -18,6 +19,8 @@ from fastweights.models.decoder import Decoder
 FORMAT = "fastweights-state-1"
 #: NumPy has no bfloat16: its bits are stored under a name that says so
 BITS = ":bfloat16"
+#: fields of a config that no state depends on
+UNHEEDED = ("remat", "attention", "initializer_range", "max_length")
 
 
 def save(model: Decoder, state: State, path: str | Path) -> None:
@@ -29,9 +32,13 @@ def save(model: Decoder, state: State, path: str | Path) -> None:
         path: of the file; an old one is replaced.
 
     Raises:
-        CheckpointError: the file cannot be written.
+        CheckpointError: the file cannot be written, or it is a directory.
     """
-    path = Path(path)
+    path = Path(os.path.expanduser(path))
+    if path.is_dir():
+        raise CheckpointError(
+            "a state is a file, this is a directory", where=path, next=f"{path / 'state.npz'}"
+        )
     partial = path.with_name(path.name + ".partial")
     arrays = {"format": np.asarray(FORMAT), "model": np.asarray(fingerprint(model))}
     for name, x in named(state).items():
@@ -59,6 +66,7 @@ def load(model: Decoder, path: str | Path) -> State:
     Raises:
         CheckpointError: no such file, not a state, damaged, or of another model.
     """
+    path = Path(os.path.expanduser(path))
     try:
         with zipfile.ZipFile(path) as names:
             members = [name.removesuffix(".npy") for name in names.namelist()]
@@ -82,7 +90,7 @@ def load(model: Decoder, path: str | Path) -> State:
     _compare(names, arrays, path)
     if writer != fingerprint(model):
         raise CheckpointError(
-            "this state was written by a model with other weights",
+            "this state was written by a model with other weights or another config",
             where=path,
             next="load it with that model, or read the text again with prefill",
         )
@@ -97,8 +105,12 @@ def named(state: State) -> dict[str, Any]:
 
 
 def fingerprint(model: Decoder) -> str:
-    """Tells apart models of other sizes or weights; it looks at a sample of each array."""
-    digest = hashlib.sha256()
+    """Tells apart models of other weights, of which it looks at a sample, or of another config.
+
+    Of the config, what changes nothing that is read or written is left out.
+    """
+    fields = dataclasses.asdict(model.config).items()
+    digest = hashlib.sha256(repr([item for item in fields if item[0] not in UNHEEDED]).encode())
     for path, leaf in jax.tree_util.tree_leaves_with_path(model):
         flat = leaf.reshape(-1)
         some = np.asarray(flat[:: max(1, flat.size // 64)].astype(jnp.float32))

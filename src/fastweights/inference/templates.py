@@ -8,8 +8,8 @@ class Template(NamedTuple):
     """Text around a line, `{}`."""
 
     first: str  # of the first line
-    line: str  # of each after it, when the answer and its stop token have been read
-    stops: tuple[str, ...] = ()  # special tokens that end an answer
+    line: str  # of each after it, when the answer and a stop token have been read
+    stops: tuple[str, ...] = ()  # special tokens that end an answer, the one of a turn first
 
 
 _CHATML = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"

@@ -30,7 +30,8 @@ class DecoderConfig:
         rope: rotary embedding.
         norm_eps: added to the mean square in every norm.
         tie_embeddings: the head is the embedding used backwards.
-        max_length: tokens the model is meant for; nothing is allocated by it.
+        max_length: tokens the model is meant for. No weight depends on it; a state that text is
+            read into has room for as many, unless it is told otherwise.
         windows: of each layer, how many tokens a query sees, itself included, None for all; () is
             all for every layer.
         ttt: in-place test-time training, or None for a plain transformer.

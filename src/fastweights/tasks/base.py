@@ -54,7 +54,11 @@ class Task(Protocol):
         ...
 
     def measure(self, model: Any, batch: dict[str, Array]) -> dict[str, Array]:
-        """Scores of each example, `[B]` each; "loss" and `select_by` among them."""
+        """Scores of each example, `[B]` each; "loss" and `select_by` among them.
+
+        "weight", where it is given, is no score: it says how much each example counts in the means
+        of all scores, in training as in evaluation. Without it all count the same.
+        """
         ...
 
 

@@ -102,14 +102,15 @@ def final_block(
     """Loss of the same tokens with more and more of the text before them.
 
     Documents are cut into windows of the longest context and a block. Of each window the last
-    `block` tokens are predicted, with only the last c tokens before them to see, for every c of
-    `contexts`. The perplexity is `np.exp(curve.mean)`.
+    `block` tokens are predicted, with only c + 1 tokens before them to see, for every c of
+    `contexts`: the one that the first of them is predicted from, and c before that. The perplexity
+    is `np.exp(curve.mean)`.
 
     Args:
         losses: as in `table_losses`; compiled once for every context.
         documents: `[n_i]` int each.
         block: tokens predicted, >= 1.
-        contexts: c >= 0, in tokens.
+        contexts: c >= 0, tokens beyond the one that is always there.
         batch: rows at a time.
         by_document: the standard error is over documents; over windows if False.
 

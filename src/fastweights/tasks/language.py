@@ -129,7 +129,8 @@ class Language:
         "loss" in nats; "loss_end" the same over the second half of the row, where there is context
         to use (over the whole row if a packed row ends before); "bits_per_byte" for bytes, with the
         separators counted as bytes; "drift_i" of each in-place layer i, the mean of |ΔW z| / |W z|
-        over all tokens of the batch, for every row the same.
+        over all tokens of the batch, for every row the same. Packed rows have as "weight" the share
+        of their tokens that have a target, so that the mean loss of rows is that of tokens.
         """
         features, drift = model.features(batch["inputs"], batch.get("segment_ids"), stats=True)
         losses = head_losses(model, features, batch["target"], self.block)
@@ -143,6 +144,8 @@ class Language:
         }
         if self.tokenizer == "bytes":
             scores["bits_per_byte"] = loss / math.log(2)
+        if "segment_ids" in batch:
+            scores["weight"] = jnp.mean(there, 1)
         if self.drift:
             drift = jax.lax.stop_gradient(drift)
             for place, layer in enumerate(model.config.ttt_layers):

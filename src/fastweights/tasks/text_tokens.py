@@ -84,6 +84,9 @@ class TokenizerFile:
         try:
             text = file.read_text(encoding="utf-8")
             self._tokenizer = tokenizers.Tokenizer.from_str(text)
+            # a file may have been saved with settings for batches of one length: a text is whole
+            self._tokenizer.no_truncation()
+            self._tokenizer.no_padding()
         except Exception as error:  # `tokenizers` raises bare Exception for any bad file
             raise DataError(
                 "this tokenizer cannot be read",

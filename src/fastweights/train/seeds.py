@@ -104,11 +104,9 @@ def make_scoring(task: Task, batch: int) -> Callable[[Any, dict[str, np.ndarray]
         rows = np.arange(-(-count // batch) * batch).reshape(-1, batch)
         batches = {name: column[np.minimum(rows, count - 1)] for name, column in table.items()}
         found = jax.device_get(sums(models, {**batches, "mask": rows < count}))
-        return {
-            name: np.asarray(np.sum(x, 1, dtype=np.float64) / count)
-            for name, x in found.items()
-            if name != "count"
-        }
+        totals = {name: np.sum(x, 1, dtype=np.float64) for name, x in found.items()}
+        weight = totals.pop("count")
+        return {name: np.asarray(x / weight) for name, x in totals.items()}
 
     return score
 

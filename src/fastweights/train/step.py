@@ -31,7 +31,12 @@ def make_update(config: Config) -> TrainStep:
     """
 
     def loss(model: Any, batch: Batch) -> tuple[Array, dict[str, Array]]:
-        scores = {name: jnp.mean(x) for name, x in config.task.measure(model, batch).items()}
+        scores = config.task.measure(model, batch)
+        weight = scores.pop("weight", None)
+        if weight is not None:  # ones, to the bit, where all examples count the same
+            share = weight * (len(weight) / jnp.sum(weight))
+            scores = {name: x * share for name, x in scores.items()}
+        scores = {name: jnp.mean(x) for name, x in scores.items()}
         return scores["loss"], scores
 
     return descend(config.optim, loss)
@@ -75,11 +80,15 @@ def make_eval_step(task: Task) -> EvalStep:
 
 
 def make_evaluation(task: Task) -> EvalStep:
-    """Sums of every score over the examples of a batch that `mask` marks, and their "count"."""
+    """Sums of every score over the examples of a batch that `mask` marks, and their "count".
+
+    Where examples have weights, the scores are weighted, and the count is the sum of the weights.
+    """
 
     def eval_step(model: Any, batch: Batch) -> dict[str, Array]:
         mask = batch["mask"].astype(jnp.float32)
         scores = task.measure(model, {k: v for k, v in batch.items() if k != "mask"})
+        mask = mask * scores.pop("weight", 1.0)
         return {name: jnp.sum(x * mask) for name, x in scores.items()} | {"count": jnp.sum(mask)}
 
     return eval_step
