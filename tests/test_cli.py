@@ -2,10 +2,12 @@
 
 import json
 
+import numpy as np
 import pytest
 from support import ROOT
 
 from fastweights import cli
+from fastweights.train.checkpoint import Checkpoints
 
 
 @pytest.fixture(autouse=True)
@@ -58,6 +60,8 @@ def test_a_value_of_the_wrong_type(capsys, tmp_path):
         (["--mesh.fsdp", 16], "16 devices"),
         (["--optim.clip", 0], "optim.clip is 0"),
         (["--optim.warmup", 10**9], "optim.warmup"),
+        (["--optim.lr", "nan"], "optim.lr is nan"),
+        (["--optim.weight-decay", "inf"], "optim.weight_decay is inf"),
         (["--train.batch", 200_000], "training split has 100000 examples"),
         (["--seed", -1], "seed is -1"),
     ],
@@ -172,7 +176,8 @@ def test_ckpt_of_nothing(capsys, tmp_path):
     for verb in ("ls", "verify"):
         code, _, err = run(capsys, "ckpt", verb, tmp_path)
         assert code == 2 and "no checkpoints here" in err
-    assert run(capsys, "ckpt", "list", tmp_path)[0] == 2
+    code, _, err = run(capsys, "ckpt", "list", tmp_path)
+    assert code == 2 and "next: fastweights ckpt ls" in err
 
 
 def test_a_loss_that_is_not_finite_stops_and_saves(capsys, tmp_path, data):
@@ -221,6 +226,34 @@ def test_a_part_of_a_config_can_be_switched_off():
     )
     assert config.model.ttt is not None and off.model.ttt is None
     assert rest == ["--optim.clip", "None", "--seed", "3"]
+
+
+@pytest.mark.parametrize("verb", ["train", "ckpt", "parity", "env"])
+def test_every_verb_explains_itself(capsys, verb):
+    for flag in ("--help", "-h"):
+        code, out, _ = run(capsys, verb, flag)
+        assert code == 0 and out.startswith(f"usage: fastweights {verb} ")
+
+
+@pytest.mark.parametrize("words", [("--task", "catch"), ("--task=catch",)])
+def test_a_demo_is_named_in_either_way(capsys, words):
+    code, out, _ = run(capsys, "demo", *words, "--help")
+    assert code == 0 and "--games" in out
+
+
+def test_a_save_under_way_is_no_damage(capsys, tmp_path):
+    """A step without a manifest is none; where there is no other, there are no checkpoints."""
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(3, {"x": np.zeros(2)})
+    (tmp_path / "00000009").mkdir()
+    code, out, _ = run(capsys, "ckpt", "verify", tmp_path)
+    assert code == 0 and out.splitlines() == [
+        "step 3: ok",
+        "step 9: unfinished, no checkpoint yet",
+    ]
+    (tmp_path / "00000003.json").unlink()
+    code, _, err = run(capsys, "ckpt", "verify", tmp_path)
+    assert code == 2 and "no checkpoints here" in err
 
 
 def test_parity_wants_one_directory(capsys):

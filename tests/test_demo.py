@@ -4,8 +4,11 @@ import sys
 
 import pytest
 
-from fastweights import demo
+from fastweights import demo, demo_catch
 from fastweights.errors import ConfigError
+from fastweights.train import Result
+from fastweights.train.run_dir import open_run, record_start
+from fastweights.train.state import TrainState
 
 
 def test_demo_trains_both_nets_prints_a_table_and_saves_a_picture(tmp_path, capsys):
@@ -22,6 +25,31 @@ def test_the_two_nets_differ_in_eta_alone(tmp_path):
 
     arms = [demo.arm_config(demo.Arguments(out=tmp_path), lr) for lr in demo.ARMS.values()]
     assert differences(*map(to_json, arms)) == {"model.rule.lr": (0.5, 0.0)}
+
+
+def test_another_demo_in_the_folder_is_told_of_in_words_of_the_demo(tmp_path):
+    older = demo.arm_config(demo.Arguments(out=tmp_path, updates=300), 0.5)
+    record_start(open_run(tmp_path / "with", older), older)
+    (tmp_path / "with" / "metrics.jsonl").write_text('{"step": 20}\n')
+    with pytest.raises(ConfigError, match="decay_steps: the run has 300") as error:
+        demo.main(demo.Arguments(out=tmp_path))
+    assert "--out" in str(error.value) and "--run-dir" not in str(error.value)
+
+
+def test_a_player_that_was_never_saved_is_trained(tmp_path, monkeypatch):
+    """A start that was killed left its config, and nothing that could be shown."""
+    config = demo_catch.player(40, 0)
+    record_start(open_run(tmp_path, config), config)
+    trained, shown = [], []
+
+    def train(config, run_dir):
+        trained.append((config, run_dir))
+        return Result(TrainState(*4 * [None]), [], run_dir)
+
+    monkeypatch.setattr(demo_catch, "train_agent", train)
+    monkeypatch.setattr(demo_catch, "show", lambda *_, **__: shown.append(1))
+    demo_catch.main(demo_catch.Arguments(run_dir=tmp_path, updates=20))
+    assert trained == [(demo_catch.player(20, 0), tmp_path)] and shown
 
 
 def test_without_matplotlib_nothing_is_trained(tmp_path, monkeypatch):

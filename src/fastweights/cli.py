@@ -4,9 +4,11 @@ Nothing heavy is imported before the verb is known, so that help is quick. A mis
 ends in a short message on standard error and the exit code of its kind; see `errors`.
 """
 
+import contextlib
 import dataclasses
 import importlib
 import importlib.util
+import itertools
 import json
 import os
 import sys
@@ -50,6 +52,9 @@ def main(argv: list[str] | None = None) -> int:
         print(USAGE, end="")
         return 0 if arguments else 2
     verb, *rest = arguments
+    if verb in WITHOUT_PARSER and rest[:1] in (["-h"], ["--help"]):
+        print(usage_of(verb))
+        return 0
     try:
         if verb not in VERBS:
             raise ConfigError(
@@ -58,7 +63,9 @@ def main(argv: list[str] | None = None) -> int:
         VERBS[verb](rest)
         sys.stdout.flush()
     except FastWeightsError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        # what read it may have ended; the code says it too
+        with contextlib.suppress(BrokenPipeError):
+            print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
         # what read standard output has ended, as in `| head`; the buffer must not raise at exit
@@ -68,6 +75,14 @@ def main(argv: list[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def usage_of(verb: str) -> str:
+    """What `USAGE` says of one verb."""
+    lines = USAGE.splitlines()
+    first = next(i for i, text in enumerate(lines) if text.startswith(f"  {verb} "))
+    more = itertools.takewhile(lambda text: text.startswith("   "), lines[first + 1 :])
+    return "\n".join([f"usage: fastweights {lines[first].strip()}", *more])
 
 
 def nearest(word: str, words: Any) -> str:
@@ -250,7 +265,9 @@ def evaluate(arguments: list[str]) -> None:
 def ckpt(arguments: list[str]) -> None:
     """`ckpt ls DIR` and `ckpt verify DIR`."""
     if len(arguments) != 2 or arguments[0] not in ("ls", "verify"):
-        raise ConfigError("ckpt takes ls or verify, and the directory of a run", next="ckpt ls DIR")
+        raise ConfigError(
+            "ckpt takes ls or verify, and the directory of a run", next="fastweights ckpt ls DIR"
+        )
     from fastweights.train.inspect import list_checkpoints, verify_checkpoints
 
     actions = {"ls": list_checkpoints, "verify": verify_checkpoints}
@@ -261,9 +278,7 @@ def demo(arguments: list[str]) -> None:
     """`demo [--task NAME]`: see `fastweights.demo` and the modules beside it."""
     modules = {"retrieval": "fastweights.demo", "catch": "fastweights.demo_catch"}
     modules["fast-slow"] = "fastweights.demo_fast_slow"
-    name, rest = "retrieval", arguments
-    if arguments[:1] == ["--task"]:
-        name, rest = (arguments[1:2] or [""])[0], arguments[2:]
+    name, rest = taken_out(arguments, "--task", "retrieval")
     if name not in modules:
         raise ConfigError(
             f"no demo of {name!r}{nearest(name, modules)}",
@@ -321,6 +336,8 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "parity": parity,
     "env": env,
 }
+#: verbs that take their arguments apart themselves; `train` leaves those after CONFIG to the parser
+WITHOUT_PARSER = ("train", "ckpt", "parity", "env")
 
 
 if __name__ == "__main__":

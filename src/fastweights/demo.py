@@ -21,6 +21,7 @@ from fastweights.rules import Hebbian
 from fastweights.tasks.retrieval import Retrieval
 from fastweights.tasks.retrieval_strings import decode, encode
 from fastweights.train import Config, Data, Optim, Result, Train, evaluate_run, train
+from fastweights.train.run_dir import open_run
 
 ARMS = {"fast weights": 0.5, "without (η = 0)": 0.0}
 EXAMPLES = ("c9k8j3f1??c", "j0a5s5z2??a", "q7x2m4b6??b")
@@ -73,12 +74,14 @@ def main(arguments: Arguments) -> None:
         f"Two nets of 100 units, {arguments.updates} updates each; one may write fast weights.",
         soft_wrap=True,
     )
+    folders = {lr: arguments.out / ("with" if lr else "without") for lr in ARMS.values()}
+    for lr, folder in folders.items():
+        check_folder(folder, arm_config(arguments, lr))
     results, errors = {}, {}
     for number, (name, lr) in enumerate(ARMS.items(), 1):
         say(f"\n[bold]{number}. {name}[/bold]")
-        folder = arguments.out / ("with" if lr else "without")
-        results[name] = train(arm_config(arguments, lr), folder)
-        errors[name] = evaluate_run(folder, which="last")["error"]
+        results[name] = train(arm_config(arguments, lr), folders[lr])
+        errors[name] = evaluate_run(folders[lr], which="last")["error"]
     say()
     say(summary(results, errors, task.chance))
     picture = arguments.out / "fast_weights.png"
@@ -122,6 +125,20 @@ def curves(results: dict[str, Result]) -> dict[str, list[tuple[int, Any]]]:
         name: [(line["step"], line[key]) for line in result.history if key in line]
         for name, result in results.items()
     }
+
+
+def check_folder(folder: Path, config: Config) -> None:
+    """Say so before training, in the words of the demo, if a folder holds another demo.
+
+    Raises:
+        ConfigError: it does.
+        CheckpointError: it cannot be made.
+    """
+    try:
+        open_run(folder, config)
+    except ConfigError as error:
+        error.next = "another --out, or the --updates and --seed of the demo that is there"
+        raise
 
 
 def require_matplotlib() -> None:

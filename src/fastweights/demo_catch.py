@@ -15,6 +15,7 @@ import numpy as np
 from fastweights.models.catch import CatchModel, CatchNet
 from fastweights.rules import Hebbian
 from fastweights.tasks.catch import ACTIONS, PADDLE, Board, Catch
+from fastweights.train import manifest
 from fastweights.train.actor_critic import Moves, play
 from fastweights.train.agent import AgentConfig, load_agent, train_agent
 from fastweights.train.config import Optim, Train
@@ -51,7 +52,7 @@ def player(updates: int, seed: int) -> AgentConfig:
 
 def main(arguments: Arguments) -> None:
     """Run the demo."""
-    if (arguments.run_dir / "config.json").exists():
+    if manifest.steps(arguments.run_dir / "checkpoints"):
         config, state = load_agent(arguments.run_dir)
         if int(state.step) < config.train.steps:
             state = train_agent(config, arguments.run_dir).state

@@ -28,6 +28,7 @@ from fastweights.train.actor_critic import (
     play,
 )
 from fastweights.train.agent import AgentConfig, load_agent, train_agent
+from fastweights.train.checkpoint import Checkpoints
 
 SMALL = Catch(size=5, visible=2)
 MODEL = CatchModel(hidden=16, features=16, rule=Hebbian(decay=0.5, lr=0.1))
@@ -225,11 +226,22 @@ def test_a_run_that_is_done_stays_as_it_is(tmp_path):
 
 
 def test_a_run_that_diverges_keeps_its_last_good_state(tmp_path):
-    config = dataclasses.replace(config_of(), optim=Optim(lr=float("inf"), clip=None))
+    config = dataclasses.replace(config_of(), optim=Optim(lr=1e30, clip=None))
     with pytest.raises(NumericalError, match="after update 1"):
         train_agent(config, tmp_path, quiet=True)
     state = load_agent(tmp_path)[1]
     assert int(state.step) == 1
+
+
+def test_a_state_that_is_saved_with_its_score_is_not_saved_without(tmp_path):
+    """Update 1 is evaluated and saved, update 2 is not finite: twice, and all stays as it was."""
+    plan = config_of(eval_every=1, checkpoint_every=1, log_every=1)
+    config = dataclasses.replace(plan, optim=Optim(lr=1e30, clip=None))
+    for _ in range(2):
+        with pytest.raises(NumericalError, match="after update 1"):
+            train_agent(config, tmp_path, quiet=True)
+        with Checkpoints(tmp_path / "checkpoints") as saves:
+            assert [(info.step, info.best) for info in saves.infos()] == [(1, True)]
 
 
 @pytest.mark.parametrize(

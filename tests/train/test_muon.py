@@ -12,9 +12,13 @@ from jax.sharding import PartitionSpec as P
 from optax.contrib import MuonDimensionNumbers
 from tolerances import assert_close
 
+from fastweights.models.catch import CatchModel, CatchNet
+from fastweights.models.convnet import ConvNet, ConvNetModel
 from fastweights.models.decoder import Decoder
 from fastweights.models.decoder_config import DecoderConfig, InPlaceTTT
 from fastweights.models.decoder_mesh import path_name
+from fastweights.models.glimpse import GlimpseModel, GlimpseNet
+from fastweights.models.retrieval import RetrievalModel, RetrievalNet
 from fastweights.tasks.hint_corpus import HintCorpus
 from fastweights.train import train
 from fastweights.train.config import Config, Mesh, Optim, Train
@@ -111,6 +115,28 @@ def test_what_is_a_matrix():
     # the axis before these two stacks the layers
     assert found == dict.fromkeys(taken, MuonDimensionNumbers(1, 2))
     assert {kind(name) for name in found} == set(MATRICES)
+
+
+@pytest.mark.parametrize(
+    ("net", "for_adam"),
+    [
+        (lambda: RetrievalNet(RetrievalModel(), 30, 10, rngs=nnx.Rngs(0)), {"embed", "out"}),
+        (lambda: GlimpseNet(GlimpseModel(), 10, rngs=nnx.Rngs(0)), {"out"}),
+        (lambda: ConvNet(ConvNetModel(), 10, rngs=nnx.Rngs(0)), {"out"}),
+        (lambda: CatchNet(CatchModel(), 16, 3, rngs=nnx.Rngs(0)), {"policy", "value"}),
+    ],
+)
+def test_of_other_nets_the_hidden_matrices_are_taken(net, for_adam):
+    """`head` is hidden there and so is a dense `embed`; tables and read-outs are Adam's."""
+    model = jax.eval_shape(net)
+    found = jax.tree_util.tree_leaves_with_path(matrices(model), is_leaf=lambda x: x is None)
+    taken = {path_name(keys).split(".")[0] for keys, leaf in found if leaf is not None}
+    two = {
+        path_name(keys).split(".")[0]
+        for keys, leaf in jax.tree_util.tree_leaves_with_path(model)
+        if leaf.ndim == 2
+    }
+    assert two - taken == for_adam
 
 
 def test_convolutions_and_vectors_are_left_to_adam():

@@ -107,6 +107,14 @@ def test_rhythms_that_do_not_fit_are_refused(config, change, text, tmp_path):
         train_seeds(Nets(bad, (1,)), tmp_path, quiet=True)
 
 
+def test_a_run_stopped_between_two_calls_is_not_taken_for_a_finished_one(config, tmp_path):
+    """6 updates are no multiple of 4: the next call would end beyond the 8 that are asked for."""
+    train_seeds(Nets(config, (1,)), tmp_path, quiet=True)
+    plan = dataclasses.replace(config.train, steps=8, eval_every=4, checkpoint_every=4, log_every=4)
+    with pytest.raises(ConfigError, match="stopped at update 6, no multiple of train.log_every"):
+        train_seeds(Nets(dataclasses.replace(config, train=plan), (1,)), tmp_path, quiet=True)
+
+
 @pytest.mark.parametrize("given", [(), (1, 1), (-1,)])
 def test_seeds_that_make_no_sense_are_refused(config, given, tmp_path):
     with pytest.raises(ConfigError, match="seeds are"):

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from fastweights.cli import main
-from fastweights.errors import ConfigError
+from fastweights.errors import CheckpointError, ConfigError
 from fastweights.models.retrieval import RetrievalModel
 from fastweights.rules import Hebbian
 from fastweights.tasks.base import Data
@@ -184,6 +184,27 @@ def test_a_cell_of_another_grid_is_not_taken_for_this_one(small, tmp_path, faked
     other = dataclasses.replace(small, grid=(Optim(lr=1e-3),))
     with pytest.raises(ConfigError, match="another sweep"):
         run_sweep(other, arguments(small, tmp_path, units=(4,)))
+
+
+def test_data_is_where_the_sweep_says_or_the_command(small, tmp_path, monkeypatch):
+    seen = []
+
+    def fake(nets, run_dir, *, quiet):
+        seen.append((nets.config.data.dir, nets.config.data.manual_dir))
+        return [Outcome(s, 1, {"error": 0.1}, {"error": 0.1}, 0.1, False, []) for s in nets.seeds]
+
+    monkeypatch.setattr(sweep, "train_seeds", fake)
+    own = dataclasses.replace(small, data=Data("own", "files"), grid=small.grid[:1], units=(4,))
+    run_sweep(own, SweepArguments(tmp_path, arms=("irnn",), quiet=True))
+    given = SweepArguments(tmp_path, arms=("fast-weights",), data=Data("given"), quiet=True)
+    run_sweep(own, given)
+    assert seen == [("own", "files"), ("given", "files")]
+
+
+def test_a_folder_that_takes_no_cells_is_told_of(small, tmp_path, faked):
+    (tmp_path / "cells").touch()
+    with pytest.raises(CheckpointError, match="cannot write to the run directory"):
+        run_sweep(small, arguments(small, tmp_path, units=(4,)))
 
 
 @pytest.mark.parametrize(("name", "given"), [("arms", ("lstm",)), ("units", (5,))])

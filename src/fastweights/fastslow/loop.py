@@ -182,12 +182,14 @@ def train_fast_slow(config: FastSlow, run_dir: str | Path, *, quiet: bool = Fals
     directory = runs.open_run(Path(run_dir), config, changeable)
     base = fingerprint(run.base.model)
     with (
+        runs.lock(directory),
         contextlib.closing(run),
         StopRequest() as stop,
         Progress(len(ticks), quiet) as progress,
         Checkpoints(directory / "checkpoints", keep_last=plan.keep_last, report=warn) as saves,
     ):
         start = restore(run, saves, base, directory)
+        runs.record_start(directory, config)
         if config.asks_remote:
             run.reflection = Reflection(config.remote, directory, run.reflected)
         if start >= len(ticks):
@@ -198,8 +200,9 @@ def train_fast_slow(config: FastSlow, run_dir: str | Path, *, quiet: bool = Fals
         progress.note(
             f"{parameter_count(run.state.model):,} parameters, order {config.order}, mesh {devices}"
         )
-        log = PromptLog(directory, start)
-        metrics = Metrics(directory, start, plan.tensorboard)
+        with runs.writing(directory):
+            log = PromptLog(directory, start)
+            metrics = Metrics(directory, start, plan.tensorboard)
 
         def save(done: int) -> None:
             extra = {
@@ -262,12 +265,14 @@ def train_fast_slow(config: FastSlow, run_dir: str | Path, *, quiet: bool = Fals
                     saving = ended
                 if ended:
                     measure(done, at, updates)
-                if saving or last or stop.name:
+                # asked once: a signal that comes later is for the next tick
+                stopping = stop.name
+                if saving or last or stopping:
                     save(done)
-                if stop.name and not last:
+                if stopping and not last:
                     saves.wait()
                     place = f"tick {done} of {len(ticks)}"
-                    raise preempted(stop.name, place, directory)
+                    raise preempted(stopping, place, directory)
             saves.wait()
         except OSError as error:
             raise runs.cannot_write(directory, error) from error

@@ -1,9 +1,7 @@
 """What a finished run has learned, and in which of its two memories."""
 
 import contextlib
-import dataclasses
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +15,8 @@ from fastweights.fastslow.run import Run, begin
 from fastweights.tasks.prompted import Prompt
 from fastweights.train import run_dir as runs
 from fastweights.train.checkpoint import Checkpoints
-from fastweights.train.config import Mesh, from_json
-from fastweights.train.mesh import make_mesh
+from fastweights.train.config import from_json
+from fastweights.train.mesh import fitting_mesh
 from fastweights.train.progress import warn
 
 
@@ -45,9 +43,7 @@ def load(run_dir: str | Path, mesh: jax.sharding.Mesh | None = None) -> tuple[Ru
     """
     folder = Path(run_dir)
     config = from_json(runs.load_json(folder / "config.json"), FastSlow)
-    if mesh is None and math.prod(dataclasses.astuple(config.mesh)) > jax.device_count():
-        mesh = make_mesh(Mesh())
-    run = begin(config, mesh)
+    run = begin(config, mesh or fitting_mesh(config.mesh))
     with Checkpoints(folder / "checkpoints", report=warn) as saves:
         done = restore(run, saves, fingerprint(run.base.model), folder)
     if not done or run.last is None:

@@ -3,7 +3,9 @@
 The run directory is that of any other run; scores are rewards instead of errors.
 """
 
+import contextlib
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from fastweights.train.actor_critic import (
 )
 from fastweights.train.checkpoint import Checkpoints
 from fastweights.train.config import Optim, Train, from_json
-from fastweights.train.loop import Result
+from fastweights.train.loop import Result, best_so_far
 from fastweights.train.metrics import Metrics, read
 from fastweights.train.optim import optimizer
 from fastweights.train.progress import Progress, warn
@@ -91,40 +93,47 @@ def train_agent(config: AgentConfig, run_dir: str | Path, *, quiet: bool = False
     directory, plan = runs.open_run(Path(run_dir), config), config.train
     transform = optimizer(config.optim)
     with (
+        runs.lock(directory),
         StopRequest() as stop,
         Progress(plan.steps, quiet) as progress,
         Checkpoints(directory / "checkpoints", keep_last=plan.keep_last, report=warn) as saves,
     ):
         state = initial_state(config.model, config.task, transform, config.seed)
         restored = saves.restore(state)
-        start = 0
+        start, best = 0, math.inf
         if restored is not None:
             state, start = restored.state, restored.step
-            check_rhythm(start, plan, directory)
+            best = best_so_far(restored.extra)
+            runs.check_rhythm(start, plan, directory)
             progress.note(f"resumed at update {start} of {plan.steps}")
+        runs.record_start(directory, config)
         progress.note(f"{parameter_count(state.model):,} parameters, {plan.batch} games an update")
         updates = make_updates(config.task, config.learn, transform, plan.batch, plan.log_every)
         evaluate = make_evaluation(config.task, EVALUATION_GAMES)
-        metrics = Metrics(directory, start, plan.tensorboard)
-        try:
+        saved = start
+
+        def save(step: int, score: float | None = None, prune: bool = True) -> None:
+            extra = {"best": best if math.isfinite(best) else None}
+            saves.save(step, state, score=score, extra=extra, prune=prune)
+
+        with (
+            runs.writing(directory),
+            contextlib.closing(Metrics(directory, start, plan.tensorboard)) as metrics,
+        ):
             for step in range(start + plan.log_every, plan.steps + 1, plan.log_every):
                 state, scores = updates(state)
                 means = {name: float(x.mean()) for name, x in scores.items()}
                 if means["not_finite"]:
                     good = int(state.step)
-                    saves.save(good, state)
-                    saves.wait()
-                    raise NumericalError(
-                        f"loss or gradient was not finite after update {good}",
-                        where=directory,
-                        cause="a learning rate that is too high",
-                        next="a new --run-dir with a smaller --optim.lr; the last good state is "
-                        f"saved as step {good}",
-                    )
+                    if good != saved:
+                        save(good, prune=False)
+                        saves.wait()
+                    raise diverged(good, directory)
                 means.pop("not_finite")
                 if step == start + plan.log_every:
                     progress.start(step)  # the first call is mostly compilation
-                last = step == plan.steps
+                # asked once: a signal that comes later is for the next call
+                last, stopping, better = step == plan.steps, stop.name, False
                 metrics.write(step, {f"train/{k}": v for k, v in means.items()})
                 progress.update(step, {k: means[k] for k in ("reward", "entropy")}, last)
                 score = None
@@ -132,32 +141,26 @@ def train_agent(config: AgentConfig, run_dir: str | Path, *, quiet: bool = False
                     reward = float(evaluate(state.model))
                     metrics.write(step, {"validation/reward": reward})
                     score = -reward  # of checkpoints the smallest score is the best
-                if step % plan.checkpoint_every == 0 or last or stop.name:
-                    saves.save(step, state, score=score)
-                if stop.name and not last:
+                    better, best = score < best, min(best, score)
+                if step % plan.checkpoint_every == 0 or better or last or stopping:
+                    save(step, score)
+                    saved = step
+                if stopping and not last:
                     saves.wait()
-                    raise preempted(stop.name, f"update {step} of {plan.steps}", directory)
+                    raise preempted(stopping, f"update {step} of {plan.steps}", directory)
             saves.wait()
-        except OSError as error:
-            raise runs.cannot_write(directory, error) from error
-        finally:
-            metrics.close()
         return Result(state, read(directory), directory)
 
 
-def check_rhythm(start: int, plan: Train, directory: Path) -> None:
-    """A run can go on only from where one of its calls ends.
-
-    Raises:
-        ConfigError: it stopped elsewhere.
-    """
-    if start % plan.log_every:
-        raise ConfigError(
-            f"the run stopped at update {start}, no multiple of train.log_every, {plan.log_every}",
-            where=directory,
-            cause="train.log_every was changed, or a number was not finite",
-            next="the run's own --train.log-every, or a new --run-dir",
-        )
+def diverged(good: int, directory: Path) -> NumericalError:
+    """The end of a run after whose update `good` a number was not finite."""
+    kept = f"; the last good state is saved as step {good}" if good else ""
+    return NumericalError(
+        f"loss or gradient was not finite after update {good}",
+        where=directory,
+        cause="a learning rate that is too high",
+        next=f"a new --run-dir with a smaller --optim.lr{kept}",
+    )
 
 
 def is_agent(run_dir: Path) -> bool:

@@ -92,6 +92,7 @@ class Checkpoints:
         *,
         score: float | None = None,
         extra: Any = None,
+        prune: bool = True,
     ) -> None:
         """Saves a step in the background, after the one before is finished.
 
@@ -104,6 +105,7 @@ class Checkpoints:
             iterator: its `get_state()` (JSON data or bytes) is saved with the step, per process.
             score: the smaller, the better, for `keep_best`.
             extra: JSON data; tuples come back as lists.
+            prune: remove the steps that need not be kept any more.
 
         Raises:
             CheckpointError: if this save cannot begin, or an earlier one failed.
@@ -132,7 +134,7 @@ class Checkpoints:
             draft = replace(draft, directory=manifest.directory_name(step, suffix))
             directory = self.directory / draft.directory
             finish = storage.start_write(directory, state, iterator_state)
-        self._pending = self._writer.submit(self._commit, draft, finish)
+        self._pending = self._writer.submit(self._commit, draft, finish, prune)
 
     def wait(self) -> None:
         """Returns when the last save is on the disk.
@@ -247,20 +249,21 @@ class Checkpoints:
             )
         return -1
 
-    def _commit(self, draft: Manifest, finish: Callable[[], None]) -> None:
+    def _commit(self, draft: Manifest, finish: Callable[[], None], prune: bool) -> None:
         """Runs in the writer thread: the end of the writing, the seal, and the pruning."""
         with self._writing(draft.step):
             finish()  # returns when every process has written its part
             if jax.process_index() == 0:
                 files = manifest.seal(self.directory / draft.directory)
                 manifest.write(self.directory, replace(draft, files=files))
-                retention.prune(
-                    self.directory,
-                    draft.step,
-                    keep_last=self.keep_last,
-                    keep_best=self.keep_best,
-                    report=self._report,
-                )
+                if prune:
+                    retention.prune(
+                        self.directory,
+                        draft.step,
+                        keep_last=self.keep_last,
+                        keep_best=self.keep_best,
+                        report=self._report,
+                    )
 
     @contextmanager
     def _writing(self, step: int) -> Iterator[None]:

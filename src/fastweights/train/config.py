@@ -2,6 +2,7 @@
 
 import dataclasses
 import enum
+import math
 import types
 import typing
 from typing import Any, Literal
@@ -27,13 +28,14 @@ class Optim:
     Attributes:
         lr: peak learning rate; one for both methods, since Muon's steps have the size of Adam's.
         schedule: "constant", or "cosine" to zero over `decay_steps`.
-        decay_steps: updates the cosine takes. Its own number and not `train.steps`, so that a run
-            can be made longer, or stopped early and resumed, without changing what it has done.
+        decay_steps: updates until the cosine is at zero, the warmup among them. Its own number and
+            not `train.steps`, so that a run can be made longer, or stopped early and resumed,
+            without changing what it has done.
         warmup: updates over which the learning rate rises linearly from zero.
         clip: largest global norm of the gradient; None to leave it.
         weight_decay: decoupled weight decay.
         method: "adam", or "muon" (Jordan et al. 2024): the momentum of every matrix is made
-            orthogonal, and Adam has the rest, embeddings and heads too.
+            orthogonal, and Adam has the rest, embeddings and read-outs too.
     """
 
     lr: float = 3e-3
@@ -56,6 +58,9 @@ class Optim:
         ]
         least = {"lr": self.lr, "warmup": self.warmup, "weight_decay": self.weight_decay}
         found += [f"{k} is {v}; it must not be negative" for k, v in least.items() if v < 0]
+        found += [
+            f"{k} is {v}; it must be finite" for k, v in least.items() if not math.isfinite(v)
+        ]
         if self.decay_steps < 1:
             found.append(f"decay_steps is {self.decay_steps}; it must be at least 1")
         elif self.schedule == "cosine" and self.warmup >= self.decay_steps:
@@ -75,7 +80,8 @@ class Train:
         steps: updates in all.
         batch: examples per update, over all devices.
         eval_every: updates between evaluations on the validation split.
-        checkpoint_every: updates between checkpoints; one is also saved at the end and on SIGTERM.
+        checkpoint_every: updates between checkpoints; one is also saved at the end, on SIGTERM and
+            where the validation score is the best so far.
         log_every: updates between lines of training metrics.
         keep_last: newest checkpoints kept; the one with the best validation score is kept too.
         tensorboard: also write TensorBoard files (needs the `track` extra).
@@ -242,6 +248,13 @@ def from_json(data: Any, kind: Any = Config, where: str = "config.json") -> Any:
                     where=where,
                     cause="the run was made by another version of fastweights",
                 )
+            needed = {f.name for f in dataclasses.fields(option) if _has_no_default(f)}
+            if missing := sorted(needed - set(data)):
+                raise ConfigError(
+                    f"there is no key {missing[0]!r}",
+                    where=where,
+                    cause="the file was edited, or the run was made by another version",
+                )
             return make(
                 **{
                     k: from_json(v, hints[k], f"{where}:{k}")
@@ -250,6 +263,8 @@ def from_json(data: Any, kind: Any = Config, where: str = "config.json") -> Any:
                 }
             )
         if isinstance(option, type) and issubclass(option, enum.Enum):
+            if data not in [member.value for member in option]:
+                continue
             return option(data)
         if typing.get_origin(option) is Literal and data in typing.get_args(option):
             return data
@@ -265,6 +280,11 @@ def from_json(data: Any, kind: Any = Config, where: str = "config.json") -> Any:
         where=where,
         cause="the file was edited, or the run was made by another version of fastweights",
     )
+
+
+def _has_no_default(field: Any) -> bool:
+    missing = dataclasses.MISSING
+    return field.default is missing and field.default_factory is missing
 
 
 def flatten(data: Any, prefix: str = "") -> dict[str, Any]:

@@ -1,7 +1,9 @@
 """The training loop: everything a run does, in the order it does it."""
 
+import contextlib
 import functools
 import hashlib
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +16,7 @@ from fastweights.tasks.batches import eval_batches, train_batches
 from fastweights.train import run_dir as runs
 from fastweights.train.checkpoint import Checkpoints, Restored
 from fastweights.train.config import Config, check
-from fastweights.train.mesh import make_mesh, put_batch
+from fastweights.train.mesh import fitting_mesh, make_mesh, put_batch
 from fastweights.train.metrics import Metrics, read
 from fastweights.train.progress import Progress, warn
 from fastweights.train.signals import StopRequest, preempted
@@ -47,7 +49,8 @@ def train(config: Config, run_dir: str | Path, *, quiet: bool = False) -> Result
         DataError: the task's data is missing or damaged.
         CheckpointError: the run directory cannot be written, or no checkpoint in it can be trusted;
             or the one in `config.start` does not fit.
-        NumericalError: loss or gradient was not finite; the state before that update is saved.
+        NumericalError: loss or gradient was not finite; the state before that update is saved,
+            if the run got there.
         Preempted: a signal asked the run to stop; its state is saved.
     """
     check(config)
@@ -56,6 +59,7 @@ def train(config: Config, run_dir: str | Path, *, quiet: bool = False) -> Result
     directory = runs.open_run(Path(run_dir), config)
     plan = config.train
     with (
+        runs.lock(directory),
         StopRequest() as stop,
         Progress(plan.steps, quiet) as progress,
         Checkpoints(
@@ -76,16 +80,18 @@ def train(config: Config, run_dir: str | Path, *, quiet: bool = False) -> Result
             process_count=jax.process_count(),
         )
         restored = checkpoints.restore(abstract_state(config, mesh), batches)
-        start = 0
+        start, best = 0, math.inf
         if restored is not None:
             check_data(restored.extra, data, directory)
             state, start = restored.state, restored.step
+            best = best_so_far(restored.extra)
             progress.note(f"resumed at step {start} of {plan.steps}")
         elif config.start is not None:
             with progress.working(f"loading {config.start}"):
                 state = start_state(config, mesh)
         else:
             state = init_state(config, mesh)
+        runs.record_start(directory, config)
         progress.note(
             f"{parameter_count(state.model):,} parameters, mesh {dict(mesh.shape)}, "
             f"{len(tables['train']['target']):,} training examples"
@@ -94,16 +100,31 @@ def train(config: Config, run_dir: str | Path, *, quiet: bool = False) -> Result
         evaluate = functools.partial(
             evaluate_table, make_eval_step(config.task), mesh=mesh, batch=plan.batch
         )
-        metrics = Metrics(directory, start, plan.tensorboard)
         # step and score of the last evaluation
         scored: tuple[int, float | None] = (start, None)
-
-        def save(step: int) -> None:
-            score = scored[1] if scored[0] == step else None
-            checkpoints.save(step, state, batches, score=score, extra={"data": data})
-
         pending: list[dict[str, Any]] = []
-        try:
+
+        def save(step: int, prune: bool = True) -> None:
+            score = scored[1] if scored[0] == step else None
+            extra = {"data": data, "best": best if math.isfinite(best) else None}
+            checkpoints.save(step, state, batches, score=score, extra=extra, prune=prune)
+
+        def read_scores(step: int) -> list[dict[str, Any]]:
+            """The updates since the last log; here alone the loop waits for the device."""
+            values = jax.device_get(pending)
+            bad = [bool(v["not_finite"]) for v in values]
+            if any(bad):
+                first = step - len(values) + 1 + bad.index(True)
+                moved = first > start + 1 or not all(bad)
+                if moved:  # else these are the weights that it started from
+                    save(step, prune=False)
+                raise diverged(first, values[bad.index(True)]["loss"], kept=moved or start > 0)
+            return values
+
+        with (
+            runs.writing(directory),
+            contextlib.closing(Metrics(directory, start, plan.tensorboard)) as metrics,
+        ):
             for step in range(start + 1, plan.steps + 1):
                 batch = put_batch(mesh, next(batches))
                 if step == start + 1:
@@ -114,32 +135,31 @@ def train(config: Config, run_dir: str | Path, *, quiet: bool = False) -> Result
                 else:
                     state, scores = train_step(state, batch)
                 pending.append(scores)
-                last = step == plan.steps
-                if step % plan.log_every == 0 or last or stop.name:
-                    means = read_scores(pending, step, lambda step=step: save(step))
+                # asked once: a signal that comes later is for the next update
+                last, stopping, better = step == plan.steps, stop.name, False
+                if step % plan.log_every == 0 or last or stopping:
+                    means = means_of(read_scores(step))
+                    pending = []
                     metrics.write(step, {f"train/{k}": v for k, v in means.items()})
                     progress.update(
                         step, {k: means[k] for k in ("loss", "error") if k in means}, last
                     )
-                    pending = []
                 if step % plan.eval_every == 0 or last:
                     result = evaluate(state.model, tables["validation"])
-                    scored = (step, result[config.task.select_by])
+                    score = result[config.task.select_by]
+                    scored, better, best = (step, score), score < best, min(best, score)
                     metrics.write(step, {f"validation/{k}": v for k, v in result.items()})
                     progress.note(
                         f"step {step}: validation "
                         + ", ".join(f"{k} {v:.4f}" for k, v in result.items())
                     )
-                if step % plan.checkpoint_every == 0 or last or stop.name:
+                if step % plan.checkpoint_every == 0 or better or last or stopping:
+                    read_scores(step)
                     save(step)
-                if stop.name and not last:
+                if stopping and not last:
                     checkpoints.wait()
-                    raise preempted(stop.name, f"step {step} of {plan.steps}", directory)
+                    raise preempted(stopping, f"step {step} of {plan.steps}", directory)
             checkpoints.wait()
-        except OSError as error:
-            raise runs.cannot_write(directory, error) from error
-        finally:
-            metrics.close()
         if start >= plan.steps:
             progress.note(
                 f"nothing to do: the run has {start} updates and train.steps is {plan.steps}"
@@ -182,30 +202,39 @@ def check_data(extra: Any, data: str, run_dir: Path) -> None:
             "the training data is not what this run was trained on so far",
             where=run_dir,
             cause="another --data.dir, or a data set that was prepared anew",
-            next="give the run's own --data.dir, or start a new --run-dir",
+            next="train with the run's own --data.dir, or start a new --run-dir",
         )
 
 
-def read_scores(pending: list[dict[str, Any]], step: int, save: Any) -> dict[str, float]:
-    """Means over the updates since the last log; the only place where the loop waits for the
-    device.
+def best_so_far(extra: Any) -> float:
+    """The least score of a run up to a checkpoint, from what was saved beside it."""
+    best = (extra or {}).get("best")
+    return math.inf if best is None else best
 
-    Raises:
-        NumericalError: one of the updates was not finite. It changed nothing, and `save` is called.
+
+def means_of(values: list[dict[str, Any]]) -> dict[str, float]:
+    """Means of the scores of finite updates."""
+    names = [name for name in values[0] if name != "not_finite"]
+    return {name: float(np.mean([v[name] for v in values])) for name in names}
+
+
+def diverged(step: int, loss: Any, kept: bool) -> NumericalError:
+    """The end of a run at an update that was not finite; it changed nothing.
+
+    Args:
+        step: of the update.
+        loss: its loss.
+        kept: whether weights of the run are saved.
     """
-    values = jax.device_get(pending)
-    means = {name: float(np.mean([v[name] for v in values])) for name in values[0]}
-    if means.pop("not_finite") > 0:
-        first = step - len(values) + 1 + next(i for i, v in enumerate(values) if v["not_finite"])
-        save()
-        raise NumericalError(
-            "loss or gradient is not finite",
-            where=f"step {first}, loss {values[first - step - 1]['loss']}",
-            cause="a learning rate too high for this model, or bad input",
-            next="a new --run-dir with a lower --optim.lr or --optim.clip; the weights of the last "
-            "good update are saved in this one, and running it again goes on from them",
-        )
-    return means
+    return NumericalError(
+        "loss or gradient is not finite",
+        where=f"step {step}, loss {loss}",
+        cause="a learning rate too high for this model, or bad input",
+        next="a new --run-dir with a lower --optim.lr or --optim.clip; the weights of the last "
+        "good update are saved in this one, and running it again goes on from them"
+        if kept
+        else "a lower --optim.lr or --optim.clip",
+    )
 
 
 def evaluate_table(
@@ -236,14 +265,20 @@ def evaluate_run(run_dir: str | Path, split: str = "test", which: str = "best") 
     Returns:
         The step evaluated and the mean of every score.
 
+    It uses the mesh that the run was trained on, or one device where there are not as many.
+
     Raises:
         ConfigError: there is no run, or it has no checkpoint yet.
         CheckpointError: the checkpoint is damaged.
+        DataError: the data is missing, damaged, or not what the run was trained on.
     """
     config = runs.load_config(Path(run_dir))
-    mesh = make_mesh(config.mesh)
+    mesh = fitting_mesh(config.mesh)
     restored = restore_run(run_dir, config, mesh, which)
     table = config.task.load(split, config.data)
+    if "data" in (restored.extra or {}):
+        trained = table if split == "train" else config.task.load("train", config.data)
+        check_data(restored.extra, fingerprint(trained), Path(run_dir))
     scores = evaluate_table(
         make_eval_step(config.task),
         restored.state.model,

@@ -36,6 +36,12 @@ def make_mesh(config: cfg.Mesh) -> jax.sharding.Mesh:
     )
 
 
+def fitting_mesh(config: cfg.Mesh) -> jax.sharding.Mesh:
+    """The mesh a run was trained on, or one device where there are not as many."""
+    wanted = math.prod((config.data, config.fsdp, config.tensor))
+    return make_mesh(config if wanted <= jax.device_count() else cfg.Mesh())
+
+
 def state_shardings(mesh: jax.sharding.Mesh | AbstractMesh, shapes: Any) -> Any:
     """How a train state lies on the mesh: every matrix split over `fsdp`, the rest copied.
 

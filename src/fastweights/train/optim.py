@@ -6,12 +6,17 @@ import jax
 import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
+from fastweights.models.decoder import Decoder
 from fastweights.models.decoder_mesh import path_name
 from fastweights.train.config import Optim
 
-#: not for Muon: an embedding's rows and a head's columns are each a token's own, a depthwise
-#: convolution's rows each a channel's
-ROW_BY_ROW = ("embed", "head", "conv")
+#: not for Muon: an embedding's rows are each a token's own, a depthwise convolution's rows each a
+#: channel's
+ROW_BY_ROW = ("embedding", "conv")
+#: nor are read-outs, whose columns are each a class's, an action's or a token's own
+READ_OUTS = ("out", "policy", "value")
+#: in the other nets a layer of this name is a hidden one
+DECODER_READ_OUTS = ("head",)
 #: root mean square of Muon's steps before the learning rate: about Adam's (arXiv 2502.16982)
 MUON_RMS = 0.2
 
@@ -49,14 +54,16 @@ def optimizer(config: Optim) -> optax.GradientTransformation:
 def matrices(params: Any) -> Any:
     """Which axes of each parameter are a matrix for Muon; None for those that it does not take.
 
-    Those are vectors, convolutions, embeddings and heads. A decoder's layers are stacked along a
-    first axis, and each has its own matrix.
+    Those are vectors, convolutions, embeddings and read-outs. A decoder's layers are stacked along
+    a first axis, and each has its own matrix.
     """
+    readouts = DECODER_READ_OUTS if isinstance(params, Decoder) else READ_OUTS
+    left = {*ROW_BY_ROW, *readouts}
 
     def axes(keys: tuple[Any, ...], leaf: Any) -> MuonDimensionNumbers | None:
         path = path_name(keys).split(".")
         first = int("blocks" in path)
-        plain = leaf.ndim - first == 2 and not set(path) & set(ROW_BY_ROW)
+        plain = leaf.ndim - first == 2 and not left & {*path}
         return MuonDimensionNumbers(first, first + 1) if plain else None
 
     return jax.tree_util.tree_map_with_path(axes, params)

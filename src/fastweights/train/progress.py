@@ -1,6 +1,7 @@
 """What a person sees while a run works: a live line on a terminal, plain lines in a log file."""
 
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -13,6 +14,15 @@ from rich.progress import TextColumn, TimeElapsedColumn
 PLAIN_INTERVAL = 10.0
 
 
+class _Console(Console):
+    """A console for which nobody need listen: rich's own ends the process where a pipe does."""
+
+    def on_broken_pipe(self) -> None:
+        """What read the lines has ended, as in `2>&1 | head`: the work goes on without them."""
+        self.quiet = True
+        _silence()
+
+
 class Progress:
     """Progress of one run.
 
@@ -23,7 +33,7 @@ class Progress:
 
     def __init__(self, total: int, quiet: bool = False):
         self.total = total
-        self.console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
+        self.console = _Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
         self._live = self.console.is_terminal and not quiet
         self._bars = Bars(
             TextColumn("{task.description}"),
@@ -103,4 +113,14 @@ def clock(seconds: float) -> str:
 
 def warn(text: str) -> None:
     """A loud line on standard error."""
-    print(f"warning: {text}", file=sys.stderr, flush=True)
+    try:
+        print(f"warning: {text}", file=sys.stderr, flush=True)
+    except BrokenPipeError:
+        _silence()
+
+
+def _silence() -> None:
+    """Send standard error nowhere, since what read it has ended."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stderr.fileno())
+    os.close(nowhere)

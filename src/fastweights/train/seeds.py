@@ -5,6 +5,7 @@ update does. Here the data lies on the device and one jitted scan does `train.lo
 every net. A net sees the batches and starts from the weights that `train` would give its seed.
 """
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -151,6 +152,7 @@ def train_seeds(nets: Nets, run_dir: str | Path, *, quiet: bool = False) -> list
     updates = make_updates(config, jax.device_put(tables["train"]))
     score = make_scoring(task, plan.batch)
     with (
+        runs.lock(directory),
         StopRequest() as stop,
         Progress(plan.steps, quiet) as progress,
         Checkpoints(directory / "checkpoints", keep_last=1, keep_best=False, report=warn) as saves,
@@ -160,9 +162,10 @@ def train_seeds(nets: Nets, run_dir: str | Path, *, quiet: bool = False) -> list
         if restored is not None:
             check_data(restored.extra, data, directory)
             state, start = restored.state, restored.step
-        metrics = Metrics(directory, start)
+            runs.check_rhythm(start, plan, directory)
+        runs.record_start(directory, nets)
         progress.start(start)
-        try:
+        with runs.writing(directory), contextlib.closing(Metrics(directory, start)) as metrics:
             for step in range(start + plan.log_every, plan.steps + 1, plan.log_every):
                 rows = np.array(
                     [
@@ -172,7 +175,9 @@ def train_seeds(nets: Nets, run_dir: str | Path, *, quiet: bool = False) -> list
                     np.int32,
                 )
                 now, scores = updates(state.now, rows)
-                state, last = state._replace(now=now), step == plan.steps
+                state = state._replace(now=now)
+                # asked once: a signal that comes later is for the next call
+                last, stopping = step == plan.steps, stop.name
                 line = {f"train/{k}": scores[k] for k in ("loss", "error", "not_finite")}
                 if step % plan.eval_every == 0 or last:
                     found = score(now.model, tables["validation"])
@@ -191,16 +196,12 @@ def train_seeds(nets: Nets, run_dir: str | Path, *, quiet: bool = False) -> list
                     k.split("/")[1]: float(line[k].mean()) for k in ("train/loss", "train/error")
                 }
                 progress.update(step, shown, last)
-                if step % plan.checkpoint_every == 0 or last or stop.name:
+                if step % plan.checkpoint_every == 0 or last or stopping:
                     saves.save(step, state, extra={"data": data})
-                if stop.name and not last:
+                if stopping:  # after the last call too: a sweep has more to do
                     saves.wait()
-                    raise preempted(stop.name, f"update {step} of {plan.steps}", directory)
+                    raise preempted(stopping, f"update {step} of {plan.steps}", directory)
             saves.wait()
-        except OSError as error:
-            raise runs.cannot_write(directory, error) from error
-        finally:
-            metrics.close()
     best, end = (score(models, tables["test"]) for models in (state.best, state.now.model))
     return outcomes(nets, state, best, end, read(directory))
 

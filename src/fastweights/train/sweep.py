@@ -85,7 +85,7 @@ class SweepArguments:
         quick: the small form that takes minutes.
         arms: only these rows.
         units: only these sizes.
-        data: where data sets are.
+        data: where data sets are; where nothing is said, as the sweep has it.
         quiet: show no progress.
     """
 
@@ -108,7 +108,9 @@ def run_sweep(sweep: Sweep, arguments: SweepArguments) -> dict[str, Any]:
         if sweep.quick is None:
             raise ConfigError("this sweep has no quick form", next="leave --quick out")
         sweep = sweep.quick
-    sweep = dataclasses.replace(sweep, data=arguments.data)
+    given, own = arguments.data, sweep.data
+    data = Data(given.dir or own.dir, given.manual_dir or own.manual_dir)
+    sweep = dataclasses.replace(sweep, data=data)
     for kind, asked, known in (
         ("row", arguments.arms, tuple(sweep.arms)),
         ("size", arguments.units, sweep.units),
@@ -133,11 +135,25 @@ def run_sweep(sweep: Sweep, arguments: SweepArguments) -> dict[str, Any]:
                 f"({', '.join(f'{e:.2f}' for e in errors)}), lr {cell['optim']['lr']:g}"
             )
     record = assemble(sweep, arguments.run_dir)
-    runs.write_text(
-        arguments.run_dir / "table.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n"
-    )
-    runs.write_text(arguments.run_dir / "table.md", markdown(record) + "\n")
+    put(arguments.run_dir / "table.json", as_text(record))
+    put(arguments.run_dir / "table.md", markdown(record) + "\n")
     return record
+
+
+def put(file: Path, text: str) -> None:
+    """Write a file of the table, whose folder is made where it is not there.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    with runs.writing(file.parent):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        runs.write_text(file, text)
+
+
+def as_text(record: Mapping[str, Any]) -> str:
+    """A cell or a table as the text of a JSON file."""
+    return json.dumps(record, indent=1, ensure_ascii=False) + "\n"
 
 
 def take_cells(run_dir: Path) -> None:
@@ -148,8 +164,7 @@ def take_cells(run_dir: Path) -> None:
     for cell in runs.load_json(table)["cells"] if table.exists() else []:
         file = folder / f"{label_of(cell['arm'], cell['units'])}.json"
         if not file.exists():
-            folder.mkdir(exist_ok=True)
-            runs.write_text(file, json.dumps(cell, indent=1, ensure_ascii=False) + "\n")
+            put(file, as_text(cell))
 
 
 def label_of(name: str, units: int) -> str:
@@ -238,8 +253,7 @@ def run_cell(sweep: Sweep, name: str, units: int, arguments: SweepArguments) -> 
         "machine": {"cpu": cpu(), "cores": os.cpu_count(), "devices": versions.pop("devices")},
         "versions": {k: v for k, v in versions.items() if k != "platform"},
     }
-    file.parent.mkdir(parents=True, exist_ok=True)
-    runs.write_text(file, json.dumps(cell, indent=1, ensure_ascii=False) + "\n")
+    put(file, as_text(cell))
     return cell
 
 
