@@ -76,6 +76,11 @@ def many(length):
     return jnp.asarray([*ids[: length - 2], 0, 0])
 
 
+def late(length):
+    """The last document begins in the last chunk, which padding ends."""
+    return jnp.asarray([1] * (length - 2) + [2, 0])
+
+
 CASES = [  # length, chunk, documents, clip, seed
     (1, 4, one_document, {}, 0),
     (13, 4, one_document, {}, 1),
@@ -90,6 +95,9 @@ CASES = [  # length, chunk, documents, clip, seed
     (9, 9, two, {}, 10),
     (16, 3, many, {"clip": 0.3, "clip_relative": True}, 11),
     (15, 5, two, {"clip": 0.8, "clip_after_lr": False}, 12),
+    (7, 4, two, {}, 13),
+    (3, 4, late, {}, 14),
+    (11, 4, late, {"clip": 0.7, "clip_relative": True}, 15),
 ]
 LR = 0.4
 
@@ -274,16 +282,23 @@ def test_without_the_final_state_there_is_none():
         np.testing.assert_array_equal(y, chunk_scan(*args, chunk=4, lr=LR, segments=ids)[0])
 
 
+ONES = jnp.ones((2, 2)), jnp.ones((3, 2)), jnp.ones((3, 2))
+
+
 @pytest.mark.parametrize(
     "make,message",
     [
         (lambda: InPlace(chunk_size=0), "chunk_size must be at least 1"),
         (lambda: InPlace(clip=0.0), "clip must be positive"),
-        (lambda: chunk_scan(jnp.ones((2, 2)), *jnp.ones((2, 3, 2)), chunk=0, lr=1.0), "at least 1"),
+        (lambda: chunk_scan(*ONES, chunk=0, lr=1.0), "chunk must be at least 1"),
         (
             lambda: chunk_scan(jnp.ones((2, 2)), jnp.ones((3, 2)), jnp.ones((4, 2)), chunk=1, lr=1),
             "one leading time axis",
         ),
+        (lambda: chunk_scan(*ONES, segments=jnp.ones(4, int), chunk=1, lr=1), "leading time axis"),
+        (lambda: chunk_scan(ONES[0], *jnp.ones((2, 0, 2)), chunk=2, lr=1.0), "at least one token"),
+        (lambda: attention(*ONES, chunk=0, lr=1.0), "chunk must be at least 1"),
+        (lambda: attention(*ONES, chunk=-1, lr=1.0), "chunk must be at least 1"),
     ],
 )
 def test_what_cannot_be_is_refused(make, message):

@@ -114,7 +114,12 @@ def attention(w0: Array, z: Array, v: Array, *, chunk: int, lr: float) -> Array:
 
     Returns:
         `[T, d]`.
+
+    Raises:
+        ValueError: `chunk` is not positive, or `z` and `v` differ in length.
     """
+    if chunk < 1:
+        raise ValueError(f"chunk must be at least 1, got {chunk}")
     place = jnp.arange(sequence_length((z, v))) // chunk
     scores = jnp.where(place[:, None] > place[None, :], z @ z.T, 0)
     return z @ w0.T.astype(z.dtype) + lr * (scores @ v)
