@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from fastweights.rules.base import Rule, sequence_length
+from fastweights.rules.base import Rule, run, sequence_length
 
 
 class Token(NamedTuple):
@@ -205,6 +205,9 @@ class InPlace(Rule):
         a chunk are cheaper with `chunk_scan`.
         """
         length, dtype = sequence_length(tokens), state.weights.dtype
+        if length > self.chunk_size:
+            # below, each chunk that has a token in the block takes a product with the whole block
+            return run(self, state, tokens, chunk=self.chunk_size)
         store = jnp.ones(length, bool) if tokens.store is None else tokens.store
         # how many tokens of the first chunk, counted from its start, are before each of these
         place = state.count + jnp.cumsum(store) - store
@@ -217,9 +220,8 @@ class InPlace(Rule):
             tokens_here = jnp.sum(here & store, dtype=jnp.int32)
             return self._close(state, self.lr * (stored.T @ z), tokens_here), y
 
-        # from the last place in a chunk, `length` tokens end in this one of the chunks
-        pieces = jnp.arange((self.chunk_size - 1 + length) // self.chunk_size + 1)
-        state, ys = jax.lax.scan(one_write, state, pieces)
+        # C tokens or fewer lie in two chunks at most
+        state, ys = jax.lax.scan(one_write, state, jnp.arange(2))
         return state, jnp.sum(ys, 0).astype(tokens.z.dtype)
 
     def example(
