@@ -273,6 +273,34 @@ def test_a_write_of_nothing_is_not_divided_by_its_size():
             assert np.isfinite(grad).all()
 
 
+@pytest.mark.parametrize("lr,clip_after_lr", [(0.0, False), (0.0, True), (1e-3, False)])
+def test_a_write_within_its_limit_has_the_gradient_of_a_free_one(lr, clip_after_lr):
+    """With η = 0 the limit on η Σ v zᵀ may be 0 too: nothing is cut, nothing divided by 0."""
+    inputs = [jnp.asarray(problem(0, 6)[0][i], jnp.float32) for i in (0, 2, 3)]
+    clip = {"clip": 9.0, "clip_relative": True, "clip_after_lr": clip_after_lr}
+    for ids in (None, jnp.asarray([1, 1, 1, 2, 2, 2])):
+        how = {"chunk": 2, "lr": lr, "segments": ids}
+        slopes = []
+        for limit in (clip, {}):
+            value = lambda *a, more=how | limit: jnp.sum(chunk_scan(*a, **more)[0])
+            slopes.append(jax.jit(jax.grad(value, argnums=(0, 1, 2)))(*inputs))
+        for clipped, free in zip(*slopes, strict=True):
+            assert_close(clipped, free)
+
+
+def test_a_token_that_is_not_stored_is_not_written():
+    """By `write` itself, as by `step`: the state stays to the bit, even before a chunk's last."""
+    rule = InPlace(chunk_size=2)
+    state, tokens = rule.example(jax.random.key(0), 1)
+    token = jax.tree.map(lambda x: x[0], tokens)
+    assert state.count == 1  # the next one completes a chunk
+    kept = rule.write(state, token._replace(store=jnp.asarray(False)))
+    jax.tree.map(np.testing.assert_array_equal, kept, state)
+    stored = rule.write(state, token._replace(store=jnp.asarray(True)))
+    jax.tree.map(np.testing.assert_array_equal, stored, rule.write(state, Token(token.z, token.v)))
+    assert stored.count == 0 and (stored.weights != state.weights).any()
+
+
 def test_without_the_final_state_there_is_none():
     (w0, _, z, v), _ = problem(1, 12)
     args = [jnp.asarray(x, jnp.float32) for x in (w0, z, v)]

@@ -70,7 +70,9 @@ def clip_norm(delta: Array, limit: Array | None, axis_name: str | None = None) -
     if limit is None:
         return delta
     norm = frobenius(delta, axis_name)
-    return delta * jnp.where(norm > limit, limit / jnp.maximum(norm, limit), 1).astype(delta.dtype)
+    long = norm > limit
+    # a write of nothing within a limit of 0 must not be divided by, or its gradient is NaN
+    return delta * jnp.where(long, limit / jnp.where(long, norm, 1), 1).astype(delta.dtype)
 
 
 def write_limit(
@@ -164,10 +166,13 @@ class InPlace(Rule):
         return State(w0, jnp.zeros_like(w0), jnp.zeros((), jnp.int32), limit)
 
     def write(self, state: State, observation: Token) -> State:
-        """Remember one token; the last one of a chunk writes the chunk."""
-        dtype = state.pending.dtype
+        """Remember one token, unless its `store` is False; the last one of a chunk writes it."""
+        dtype, store = state.pending.dtype, observation.store
         z, v = observation.z.astype(dtype), observation.v.astype(dtype)
-        return self._close(state, self.lr * jnp.outer(v, z), jnp.ones((), jnp.int32))
+        written = self._close(state, self.lr * jnp.outer(v, z), jnp.ones((), jnp.int32))
+        if store is None:
+            return written
+        return jax.tree.map(lambda new, old: jnp.where(store, new, old), written, state)
 
     def _close(self, state: State, delta: Array, tokens: Array) -> State:
         """Add `tokens` tokens' η Σ v zᵀ to the pending ones, and write them if that is a chunk."""
@@ -187,11 +192,7 @@ class InPlace(Rule):
     def step(self, state: State, token: Token) -> tuple[State, Array]:
         """Read, then write: a token never reads its own chunk."""
         y = self.read(state, token.z)
-        written = self.write(state, token)
-        if token.store is not None:
-            store = token.store
-            written = jax.tree.map(lambda new, old: jnp.where(store, new, old), written, state)
-        return written, y
+        return self.write(state, token), y
 
     def mask(self, tokens: Token, valid: Array) -> Token:
         """Tokens that store nothing where `valid` is False."""
