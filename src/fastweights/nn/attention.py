@@ -163,7 +163,10 @@ def cudnn_can(q: Array) -> bool:
     """Whether the default device is an NVIDIA GPU and queries `[.., h]` are what cuDNN takes."""
     if q.dtype not in (jnp.bfloat16, jnp.float16) or q.shape[-1] > 128 or q.shape[-1] % 8:
         return False
-    return jax.default_backend() == "gpu" and "cuda" in jax.devices()[0].client.platform_version
+    # a device, the name of a platform, or None
+    chosen = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
+    device = chosen if isinstance(chosen, jax.Device) else jax.devices(chosen)[0]
+    return device.platform == "gpu" and "cuda" in device.client.platform_version
 
 
 def attend_in_blocks(
