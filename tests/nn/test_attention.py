@@ -1,5 +1,7 @@
 """Attention against a float64 loop over queries: windows, groups, documents, gradients, blocks."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -154,6 +156,20 @@ def test_cudnn_is_asked_for_by_name_and_never_with_a_mask(asked, monkeypatch):
     assert asked[-1]["implementation"] == "xla"
     attend(q, k, v, kernel="xla")
     assert asked[-1]["implementation"] == "xla"
+
+
+def test_cudnn_is_for_the_device_that_is_the_default(monkeypatch):
+    """On a machine with a GPU, which is not here, `jax.default_device` may still be its CPU."""
+    q, cpu = jnp.zeros((1, 9, 2, 64), jnp.bfloat16), jax.devices("cpu")[0]
+    client = SimpleNamespace(platform_version="cuda 12090")
+    gpu = SimpleNamespace(platform="gpu", client=client)
+    monkeypatch.setattr(jax, "devices", lambda name=None: [cpu if name == "cpu" else gpu])
+    assert attention.cudnn_can(q) and not attention.cudnn_can(q.astype(jnp.float32))
+    for default in (cpu, "cpu"):
+        with jax.default_device(default):
+            assert not attention.cudnn_can(q)
+    client.platform_version = "rocm 6"
+    assert not attention.cudnn_can(q)
 
 
 def test_cudnn_with_documents_is_refused():

@@ -90,6 +90,27 @@ def test_without_a_target_there_is_no_loss_and_no_gradient():
     np.testing.assert_array_equal(dx.any(-1), jnp.arange(9) == 3)
 
 
+@pytest.mark.parametrize("beyond", [6, 7, 200])
+def test_a_target_beyond_the_vocabulary_shows_in_its_loss_and_in_no_other(beyond):
+    x, kernel, targets, weight = example(2, (9,), 4, 6)
+    bad = targets.at[3].set(beyond)
+    losses = token_losses(x, kernel, bad, block=4)
+    others = np.arange(9) != 3
+    assert np.isnan(losses[3])
+    assert_close(losses[others], full(x, kernel, targets)[others])
+    dx = jax.grad(lambda x: jnp.sum(weight * token_losses(x, kernel, bad, block=4)))(x)
+    right = jax.grad(lambda x: jnp.sum(weight * full(x, kernel, targets)))(x)
+    assert_close(dx[others], right[others])
+
+
+def test_targets_may_be_bytes_of_a_larger_vocabulary():
+    """Of 300: as a byte, 300 is 44."""
+    x, kernel, targets, _ = example(5, (9,), 4, 300)
+    for dtype in (jnp.uint8, jnp.int8):
+        some = targets.at[0].set(44).clip(0, 127)
+        assert_close(token_losses(x, kernel, some.astype(dtype)), full(x, kernel, some))
+
+
 def test_huge_logits_stay_finite():
     x, kernel, targets, _ = example(3, (9,), 4, 6)
     value = lambda x: jnp.sum(token_losses(x, kernel, targets, block=4))

@@ -1,5 +1,7 @@
 """Recurrent cells against float64 NumPy loops; batch by vmap."""
 
+from typing import get_args
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,8 @@ import pytest
 from flax import nnx
 from tolerances import assert_close
 
-from fastweights.nn import LSTM, RNN, FastWeightCell, kernel_start, make_cell, unroll
+from fastweights.errors import ConfigError
+from fastweights.nn import LSTM, RNN, CellName, FastWeightCell, kernel_start, make_cell, unroll
 from fastweights.rules import Hebbian
 
 LENGTH, FEATURES, HIDDEN = 9, 5, 7
@@ -60,6 +63,12 @@ def test_a_batch_is_its_sequences(name):
     batched = jax.jit(jax.vmap(lambda x: unroll(cell, x)[1]))(xs)
     for row, x in zip(batched, xs, strict=True):
         assert_close(row, unroll(cell, jnp.asarray(x))[1])
+
+
+def test_a_cell_there_is_not_is_refused_with_those_there_are():
+    with pytest.raises(ConfigError, match="no recurrent cell 'gru'") as raised:
+        make_cell("gru", FEATURES, HIDDEN, Hebbian(), rngs=nnx.Rngs(0))
+    assert all(name in str(raised.value) for name in get_args(CellName))
 
 
 def test_cells_start_as_the_paper_says():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from tolerances import assert_close
 
+from fastweights.errors import ConfigError
 from fastweights.nn.norm import RMSNorm
 from fastweights.nn.rope import Rope, amplitude, document_positions, frequencies, rotate
 
@@ -27,6 +28,14 @@ def test_a_pair_of_channels_is_a_complex_number_that_turns(rope):
     z = z * np.exp(1j * positions[:, :, None, None] * turn) * amplitude(rope)
     right = np.concatenate([z.real, z.imag], -1)
     assert_close(rotate(jnp.asarray(x), jnp.asarray(positions), rope), right)
+
+
+def test_a_scaling_there_is_not_is_refused():
+    rope = Rope(scaling="linear", factor=2.0)
+    right = "scaling is 'linear'; it must be one of 'none', 'llama3', 'yarn'"
+    assert rope.problems(8) == [f"rope.{right}"]
+    with pytest.raises(ConfigError, match=right):
+        frequencies(rope, 8)
 
 
 def test_scores_depend_on_the_distance_only():

@@ -168,6 +168,43 @@ def test_attention_form_without_a_length_is_refused():
         Hebbian(form=Form.ATTENTION).init(5)
 
 
+@pytest.mark.parametrize(
+    "options,message",
+    [
+        ({"form": "matrices"}, "'matrices' is not a valid Form"),
+        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"decay": 1.01}, r"decay must be in \[0, 1\], got 1.01"),
+        ({"decay": -0.1}, "decay must be in"),
+        ({"decay": float("nan")}, "decay must be in"),
+        ({"lr": -0.5}, "lr must not be negative, got -0.5"),
+    ],
+)
+def test_values_out_of_their_range_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        Hebbian(**options)
+
+
+def test_a_form_may_be_named_by_its_value():
+    assert Hebbian(form="matrix") == Hebbian(form=Form.MATRIX)
+    assert isinstance(Hebbian(form="matrix").init(5, 2), Matrix)
+    assert isinstance(Hebbian(form="attention").init(5, 99), History)
+
+
+def test_rates_may_be_traced():
+    """The gradient to λ and η: of the second read, through what the first token wrote."""
+    _, tokens = Hebbian().example(jax.random.key(0), 2)
+
+    def value(decay, lr):
+        rule = Hebbian(decay=decay, lr=lr)
+        state, ys = scan(rule, rule.init(5), Token(tokens.boundary))
+        return jnp.sum(ys[1]) + jnp.sum(rule.matrix(state))
+
+    found = jax.jit(jax.grad(value, argnums=(0, 1)))(0.9, 0.5)
+    for i in range(2):
+        ends = [float(value(*np.add((0.9, 0.5), np.eye(2)[i] * e))) for e in (1e-2, -1e-2)]
+        assert found[i] == pytest.approx((ends[0] - ends[1]) / 2e-2, rel=1e-2)
+
+
 def test_no_fast_weights_when_lr_is_zero():
     """η = 0 leaves the two-stage update: relu(norm(z)), whatever was before."""
     rule = Hebbian(lr=0.0)

@@ -76,6 +76,11 @@ def many(length):
     return jnp.asarray([*ids[: length - 2], 0, 0])
 
 
+def late(length):
+    """The last document begins in the last chunk, which padding ends."""
+    return jnp.asarray([1] * (length - 2) + [2, 0])
+
+
 CASES = [  # length, chunk, documents, clip, seed
     (1, 4, one_document, {}, 0),
     (13, 4, one_document, {}, 1),
@@ -90,6 +95,9 @@ CASES = [  # length, chunk, documents, clip, seed
     (9, 9, two, {}, 10),
     (16, 3, many, {"clip": 0.3, "clip_relative": True}, 11),
     (15, 5, two, {"clip": 0.8, "clip_after_lr": False}, 12),
+    (7, 4, two, {}, 13),
+    (3, 4, late, {}, 14),
+    (11, 4, late, {"clip": 0.7, "clip_relative": True}, 15),
 ]
 LR = 0.4
 
@@ -265,6 +273,34 @@ def test_a_write_of_nothing_is_not_divided_by_its_size():
             assert np.isfinite(grad).all()
 
 
+@pytest.mark.parametrize("lr,clip_after_lr", [(0.0, False), (0.0, True), (1e-3, False)])
+def test_a_write_within_its_limit_has_the_gradient_of_a_free_one(lr, clip_after_lr):
+    """With η = 0 the limit on η Σ v zᵀ may be 0 too: nothing is cut, nothing divided by 0."""
+    inputs = [jnp.asarray(problem(0, 6)[0][i], jnp.float32) for i in (0, 2, 3)]
+    clip = {"clip": 9.0, "clip_relative": True, "clip_after_lr": clip_after_lr}
+    for ids in (None, jnp.asarray([1, 1, 1, 2, 2, 2])):
+        how = {"chunk": 2, "lr": lr, "segments": ids}
+        slopes = []
+        for limit in (clip, {}):
+            value = lambda *a, more=how | limit: jnp.sum(chunk_scan(*a, **more)[0])
+            slopes.append(jax.jit(jax.grad(value, argnums=(0, 1, 2)))(*inputs))
+        for clipped, free in zip(*slopes, strict=True):
+            assert_close(clipped, free)
+
+
+def test_a_token_that_is_not_stored_is_not_written():
+    """By `write` itself, as by `step`: the state stays to the bit, even before a chunk's last."""
+    rule = InPlace(chunk_size=2)
+    state, tokens = rule.example(jax.random.key(0), 1)
+    token = jax.tree.map(lambda x: x[0], tokens)
+    assert state.count == 1  # the next one completes a chunk
+    kept = rule.write(state, token._replace(store=jnp.asarray(False)))
+    jax.tree.map(np.testing.assert_array_equal, kept, state)
+    stored = rule.write(state, token._replace(store=jnp.asarray(True)))
+    jax.tree.map(np.testing.assert_array_equal, stored, rule.write(state, Token(token.z, token.v)))
+    assert stored.count == 0 and (stored.weights != state.weights).any()
+
+
 def test_without_the_final_state_there_is_none():
     (w0, _, z, v), _ = problem(1, 12)
     args = [jnp.asarray(x, jnp.float32) for x in (w0, z, v)]
@@ -274,16 +310,23 @@ def test_without_the_final_state_there_is_none():
         np.testing.assert_array_equal(y, chunk_scan(*args, chunk=4, lr=LR, segments=ids)[0])
 
 
+ONES = jnp.ones((2, 2)), jnp.ones((3, 2)), jnp.ones((3, 2))
+
+
 @pytest.mark.parametrize(
     "make,message",
     [
         (lambda: InPlace(chunk_size=0), "chunk_size must be at least 1"),
         (lambda: InPlace(clip=0.0), "clip must be positive"),
-        (lambda: chunk_scan(jnp.ones((2, 2)), *jnp.ones((2, 3, 2)), chunk=0, lr=1.0), "at least 1"),
+        (lambda: chunk_scan(*ONES, chunk=0, lr=1.0), "chunk must be at least 1"),
         (
             lambda: chunk_scan(jnp.ones((2, 2)), jnp.ones((3, 2)), jnp.ones((4, 2)), chunk=1, lr=1),
             "one leading time axis",
         ),
+        (lambda: chunk_scan(*ONES, segments=jnp.ones(4, int), chunk=1, lr=1), "leading time axis"),
+        (lambda: chunk_scan(ONES[0], *jnp.ones((2, 0, 2)), chunk=2, lr=1.0), "at least one token"),
+        (lambda: attention(*ONES, chunk=0, lr=1.0), "chunk must be at least 1"),
+        (lambda: attention(*ONES, chunk=-1, lr=1.0), "chunk must be at least 1"),
     ],
 )
 def test_what_cannot_be_is_refused(make, message):

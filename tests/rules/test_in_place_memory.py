@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from fastweights.rules import chunk_scan
+from fastweights.rules import InPlace, chunk_scan
+from fastweights.rules.in_place import Token
 
 D, F, T = 2560, 9728, 32_768  # the MLP of Qwen3-4B, a row of 32k
 GIB = 2**30
@@ -53,3 +54,16 @@ def test_memory_does_not_grow_with_the_number_of_chunks():
 @pytest.mark.parametrize("options", [{"packed": True}, {"clip": 1.0}])
 def test_packed_and_clipped_rows_stay_below_too(options):
     assert temporary(ours, 512, **options) <= 2.5
+
+
+def test_a_block_of_many_chunks_needs_no_more_than_one_of_few():
+    """The rule's own closed form, which takes a block of any length: 64 and 256 chunks."""
+    rule, shape = InPlace(chunk_size=64), jax.ShapeDtypeStruct
+
+    def used(length):
+        state = jax.eval_shape(rule.init, shape((32, 48), jnp.float32))
+        tokens = Token(shape((length, 48), jnp.float32), shape((length, 32), jnp.float32))
+        compiled = jax.jit(rule.chunk).lower(state, tokens).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert used(16_384) <= 1.05 * used(4096)

@@ -95,10 +95,7 @@ def read_and_write(
 
 def update(mlp: InPlaceMLP, weights: Array, z: Array, target: Array) -> Array:
     """The write of one whole chunk a row: `[B, d, f]`, `[B, C, f]`, `[B, C, d] -> [B, d, f]`."""
-    everything = jnp.ones(z.shape[1], bool)
-    return jax.vmap(lambda w, z, v: mlp.update(w, z, v, everything))(
-        weights, z, mlp.targets(target)
-    )
+    return jax.vmap(mlp.update)(weights, z, mlp.targets(target))
 
 
 def write_due(model: Decoder, state: State, due: Array) -> State:

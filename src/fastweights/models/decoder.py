@@ -145,14 +145,21 @@ class Decoder(nnx.Module):
         )
 
     def layer(self, i: int) -> Block:
-        """Block i of the network, with its own arrays."""
+        """Block i of the network, counted from 0, with its own arrays.
+
+        Raises:
+            IndexError: the network has no such layer.
+        """
+        if not 0 <= i < self.config.layers:
+            raise IndexError(f"there is no layer {i}: the model has {self.config.layers}, from 0")
         turn, place = divmod(i, self.config.period)
         return jax.tree.map(lambda x: x[turn], self.blocks[place])
 
     def embedded(self, tokens: Array) -> Array:
         """Token embeddings `[..., D]` in the dtype of the computation; NaN for no token of ours."""
         table = whole("embed.embedding", self.embed.embedding[...])
-        rows = jnp.take(table, tokens, axis=0, mode="fill", fill_value=jnp.nan)
+        # an index of -1 would be the last token
+        rows = table.at[tokens].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
         return rows.astype(self.config.dtype)
 
     def logits(self, features: Array) -> Array:

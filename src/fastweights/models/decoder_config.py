@@ -4,6 +4,7 @@ import dataclasses
 from typing import Literal
 
 from fastweights.errors import ConfigError
+from fastweights.nn.choices import not_a_choice
 from fastweights.nn.in_place import InPlaceTTT
 from fastweights.nn.rope import Rope
 
@@ -96,29 +97,45 @@ def problems(config: DecoderConfig) -> list[str]:
             f"kv_heads is {config.kv_heads}; it must divide heads, {config.heads}, so that each "
             "serves as many queries"
         )
-    found += config.rope.problems(config.head_dim)
+    found += not_a_choice(config) + config.rope.problems(config.head_dim)
     if not config.norm_eps >= 0:
         found.append(f"norm_eps is {config.norm_eps}; it must not be negative")
     if not config.initializer_range >= 0:
         found.append(f"initializer_range is {config.initializer_range}; it must not be negative")
+    found += _window_problems(config)
+    return found + ([] if config.ttt is None else _ttt_problems(config, config.ttt))
+
+
+def _not_a_tuple(name: str, value: object) -> list[str]:
+    """A config is the static argument of a jit, so it is hashed, which a list cannot be."""
+    kind = type(value).__name__
+    return [] if isinstance(value, tuple) else [f"{name} is a {kind}; it must be a tuple"]
+
+
+def _window_problems(config: DecoderConfig) -> list[str]:
+    found = _not_a_tuple("windows", config.windows)
+    if found:
+        return found
     if config.windows and len(config.windows) != config.layers:
         found.append(
             f"windows has {len(config.windows)} values for {config.layers} layers; give one each, "
             "or () for full attention"
         )
     short = [(i, w) for i, w in enumerate(config.windows) if w is not None and w < 1]
-    found += [
+    return found + [
         f"windows[{i}] is {w}; a query sees at least itself, so it must be at least 1, or None"
         for i, w in short
     ]
-    return found + ([] if config.ttt is None else _ttt_problems(config, config.ttt))
 
 
 def _ttt_problems(config: DecoderConfig, ttt: InPlaceTTT) -> list[str]:
-    found = []
+    found = not_a_choice(ttt, "ttt.")
     if ttt.chunk < 1:
         found.append(f"ttt.chunk is {ttt.chunk}; it must be at least 1")
-    if any(i < 0 for i in ttt.layers):
+    kind = _not_a_tuple("ttt.layers", ttt.layers)
+    if kind:
+        found += kind
+    elif any(i < 0 for i in ttt.layers):
         found.append(f"ttt.layers is {ttt.layers}; layers are counted from 0")
     elif not config.ttt_layers:
         found.append(

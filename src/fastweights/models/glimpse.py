@@ -23,7 +23,8 @@ class GlimpseModel:
 
     Attributes:
         cell: "fast-weights" reads the image on two levels; every other cell reads 24 steps in a
-        row. hidden: recurrent units (features in the paper's table).
+            row.
+        hidden: recurrent units (features in the paper's table).
         embed: size of the first layer on a glimpse.
         expand: size of the layer between it and the recurrence.
         head: ReLU units that read the last activity.
@@ -45,8 +46,8 @@ class TwoLevelReader(nnx.Module):
     With z = W h + C x the slow input, f = ReLU and x_0..x_5 the glimpses of a quadrant:
 
         h   = f(W h + C x_0), A <- λ A + η h hᵀ, h wiped    (the control signal to store)
-        h   = f(W h + C x_i), i = 1..4                      (fine: fast weights neither read nor
-        written) h_0 = f(C x_5);  h = f(LN[V h + C x_5 + A h_0])     (V: the integration weights)
+        h   = f(W h + C x_i), i = 1..4                      (fine: A neither read nor written)
+        h_0 = f(C x_5);  h = f(LN[V h + C x_5 + A h_0])     (V: the integration weights)
 
     Figure 3 draws this and no equation gives it. Our choices where it is silent: C x_5 stays as the
     boundary condition of the recall, nothing else is written, A decays once per write, and layer

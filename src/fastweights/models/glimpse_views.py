@@ -17,7 +17,6 @@ GLIMPSES_PER_QUADRANT = 6
 GLIMPSES = 4 * GLIMPSES_PER_QUADRANT
 #: side of a patch of MNIST
 PATCH = 7
-PIXELS = PATCH * PATCH
 
 _BLOCKS = [(0, 0), (0, 1), (1, 0), (1, 1)]  # two by two, in reading order
 

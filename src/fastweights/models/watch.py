@@ -1,6 +1,5 @@
 """Look into a fast-weight network while it reads: what it asks its memory, what it writes."""
 
-import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -11,6 +10,7 @@ from fastweights.errors import ConfigError
 from fastweights.models.retrieval import RetrievalNet
 from fastweights.nn.recurrent import FastCarry, FastWeightCell
 from fastweights.rules import Hebbian
+from fastweights.rules.hebbian import settle
 
 
 class Activity(NamedTuple):
@@ -40,10 +40,14 @@ def watch(net: RetrievalNet, tokens: Array) -> Activity:
             where="model.cell",
             next='build it with cell="fast-weights"',
         )
-    unfinished = dataclasses.replace(cell.rule, steps=cell.rule.steps - 1)
 
     def step(carry: FastCarry, drive: Array) -> tuple[FastCarry, Activity]:
-        query = unfinished.read(carry.fast, cell.boundary(carry.h, drive), norm=cell.norm)
+        query = settle(
+            lambda h: cell.rule.recall(carry.fast, h),
+            cell.boundary(carry.h, drive),
+            steps=cell.rule.steps - 1,
+            norm=cell.norm,
+        )
         carry, settled = cell.step(carry, drive)
         return carry, Activity(query, settled)
 

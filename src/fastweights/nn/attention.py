@@ -89,8 +89,11 @@ class Attention(nnx.Module):
             x: `[B, T, D]`.
             positions: `[B, T]` int, from 0 at the start of each document.
         """
-        heads = (*x.shape[:-1], -1, self.head_dim)
-        q, k, v = (layer(x).reshape(heads) for layer in (self.q, self.k, self.v))
+        size = self.head_dim  # a -1 in place of the number of heads could not tell it of no tokens
+        q, k, v = (
+            y.reshape(*y.shape[:-1], y.shape[-1] // size, size)
+            for y in (self.q(x), self.k(x), self.v(x))
+        )
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         return rotate(q, positions, self.rope), rotate(k, positions, self.rope), v
@@ -101,7 +104,7 @@ class Attention(nnx.Module):
 
     def out(self, y: Array) -> Array:
         """Heads to features: `[B, T, N, h] -> [B, T, D]`."""
-        return self.o(y.reshape(*y.shape[:-2], -1))
+        return self.o(y.reshape(*y.shape[:-2], y.shape[-2] * y.shape[-1]))
 
     def __call__(self, x: Array, positions: Array, segment_ids: Array | None = None) -> Array:
         """`[B, T, D] -> [B, T, D]`; `segment_ids [B, T]`, or None for a document a row."""
@@ -163,7 +166,10 @@ def cudnn_can(q: Array) -> bool:
     """Whether the default device is an NVIDIA GPU and queries `[.., h]` are what cuDNN takes."""
     if q.dtype not in (jnp.bfloat16, jnp.float16) or q.shape[-1] > 128 or q.shape[-1] % 8:
         return False
-    return jax.default_backend() == "gpu" and "cuda" in jax.devices()[0].client.platform_version
+    # a device, the name of a platform, or None
+    chosen = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
+    device = chosen if isinstance(chosen, jax.Device) else jax.devices(chosen)[0]
+    return device.platform == "gpu" and "cuda" in device.client.platform_version
 
 
 def attend_in_blocks(

@@ -39,12 +39,16 @@ def token_losses(
         vocab_first: the kernel is an embedding used backwards.
 
     Returns:
-        `[..., T]` float32, 0 where there is no target.
+        `[..., T]` float32, 0 where there is no target and NaN where it is beyond the vocabulary.
+
+    Raises:
+        ValueError: shapes that do not go together.
     """
     if features.shape[:-1] != targets.shape:
         raise ValueError(f"features {features.shape} do not go with targets {targets.shape}")
     if features.shape[-1] != kernel.shape[1 if vocab_first else 0]:
         raise ValueError(f"features {features.shape} do not go with a kernel {kernel.shape}")
+    targets = targets.astype(jnp.result_type(targets, jnp.int32))  # a byte cannot hold `vocab`
     return _losses(features, kernel, targets, max(1, block), vocab_first)
 
 
@@ -61,7 +65,8 @@ def _forward(features: Array, kernel: Array, targets: Array, block: int, vocab_f
         logits = _logits(x, cast, vocab_first)
         total = jax.nn.logsumexp(logits, -1)
         right = jnp.sum(jnp.where(_is_target(target, logits), logits, 0.0), -1)
-        return jnp.where(target >= 0, total - right, 0.0), total
+        loss = jnp.where(target < logits.shape[-1], total - right, jnp.nan)
+        return jnp.where(target >= 0, loss, 0.0), total
 
     pieces = (_cut(features, targets.ndim - 1, block), _cut(targets, targets.ndim - 1, block, -1))
     losses, totals = jax.lax.map(one, pieces)

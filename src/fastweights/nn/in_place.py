@@ -181,16 +181,15 @@ class InPlaceMLP(MLP):
         """What tokens read from fast weights: `[D, F]`, `[C, F] -> [C, D]`."""
         return read(weights, z)
 
-    def update(self, weights: Array, z: Array, v: Array, valid: Array) -> Array:
+    def update(self, weights: Array, z: Array, v: Array) -> Array:
         """Fast weights `[D, F]` after one complete chunk of one sequence.
 
         Args:
             weights: `[D, F]` float32, before.
             z: `[C, F]` from `hidden`.
             v: `[C, D]` from `targets`.
-            valid: `[C]` bool; other tokens write nothing.
         """
-        ttt, v = self.ttt, jnp.where(valid[:, None], v, 0)
+        ttt = self.ttt
         limit = write_limit(
             self.slow, ttt.lr, ttt.clip, relative=ttt.clip_relative, after_lr=ttt.clip_after_lr
         )

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from fastweights.errors import ConfigError
 from fastweights.nn.associative_lstm import AssociativeLSTM
 from fastweights.nn.initializers import Start, kernel_start, scaled_identity
 from fastweights.rules import Hebbian
@@ -111,8 +112,11 @@ class FastWeightCell(nnx.Module):
         h = self.rule.read(carry.fast, z, norm=self.norm)
         return FastCarry(h, self.rule.write(carry.fast, h)), h
 
-    def block(self, carry: FastCarry, drives: Array) -> tuple[FastCarry, Array]:
-        """Some steps, `drives [C, H]`, folded into the fast weights before them at the end."""
+    def _block(self, carry: FastCarry, drives: Array) -> tuple[FastCarry, Array]:
+        """Some steps, `drives [C, H]`, folded into the fast weights before them at the end.
+
+        Those are a matrix, or a history of the steps before and nothing more: see `Hebbian.close`.
+        """
         opened = FastCarry(carry.h, self.rule.open(carry.fast, len(drives)))
         after, hs = jax.lax.scan(self.step, opened, drives)
         return FastCarry(after.h, self.rule.close(after.fast)), hs
@@ -127,7 +131,7 @@ class FastWeightCell(nnx.Module):
         if isinstance(carry.fast, Matrix):
             size = min(length, MATRIX_BLOCK)
             whole = drives[: length // size * size]
-            carry, hs = jax.lax.scan(self.block, carry, whole.reshape(-1, size, self.hidden))
+            carry, hs = jax.lax.scan(self._block, carry, whole.reshape(-1, size, self.hidden))
             pieces.append(hs.reshape(whole.shape))
             drives = drives[len(whole) :]
         else:
@@ -135,7 +139,7 @@ class FastWeightCell(nnx.Module):
             carry = FastCarry(carry.h, self.rule.init(self.hidden, 0))
             size = max(MIN_BLOCK, -(-length // MAX_BLOCKS))
         for start in range(0, len(drives), size):
-            carry, hs = self.block(carry, drives[start : start + size])
+            carry, hs = self._block(carry, drives[start : start + size])
             pieces.append(hs)
         return carry, jnp.concatenate(pieces)
 
@@ -215,6 +219,9 @@ def make_cell(
     """The recurrent cell a config names.
 
     `rule` matters to "fast-weights" only; the LSTMs keep their own start.
+
+    Raises:
+        ConfigError: there is no cell of that name.
     """
     makers: dict[str, Callable[[], FastWeightCell | RNN | LSTM | AssociativeLSTM]] = {
         "fast-weights": lambda: FastWeightCell(features, hidden, rule, start=start, rngs=rngs),
@@ -223,4 +230,10 @@ def make_cell(
         "lstm": lambda: LSTM(features, hidden, rngs=rngs),
         "associative-lstm": lambda: AssociativeLSTM(features, hidden, rngs=rngs),
     }
+    if name not in makers:
+        raise ConfigError(
+            f"there is no recurrent cell {name!r}",
+            where="model.cell",
+            next=f"use one of: {', '.join(makers)}",
+        )
     return makers[name]()

@@ -14,6 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from fastweights.errors import ConfigError
+from fastweights.nn.choices import not_a_choice
+
 
 @dataclasses.dataclass(frozen=True)
 class Rope:
@@ -48,7 +51,8 @@ class Rope:
             found.append(f"rope.theta is {self.theta}; it must be more than 1")
         if head_dim < 2 or head_dim % 2:
             found.append(f"head_dim is {head_dim}; rotary embeddings need an even number")
-        if self.scaling == "none":
+        found += not_a_choice(self, "rope.")
+        if self.scaling not in ("llama3", "yarn"):
             return found
         if not self.factor >= 1:
             found.append(f"rope.factor is {self.factor}; it must be at least 1")
@@ -75,6 +79,9 @@ def frequencies(rope: Rope, head_dim: int) -> np.ndarray:
 
     In float32 throughout, as the checkpoints were trained: at position 100,000 one more digit of a
     frequency would turn a pair by a thousandth of a radian.
+
+    Raises:
+        ConfigError: a scaling there is not.
     """
     exponent = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
     base = 1 / np.float32(rope.theta) ** exponent
@@ -84,11 +91,13 @@ def frequencies(rope: Rope, head_dim: int) -> np.ndarray:
     if rope.scaling == "llama3":
         turns = rope.original_length * base / np.float32(2 * math.pi)
         keep = (turns - rope.low_freq) / (rope.high_freq - rope.low_freq)
-    else:
+    elif rope.scaling == "yarn":
         first = max(math.floor(_pair_with(rope, rope.beta_fast, head_dim)), 0)
         last = min(math.ceil(_pair_with(rope, rope.beta_slow, head_dim)), head_dim - 1)
         width = last - first if last != first else 0.001
         keep = 1 - (np.arange(head_dim // 2, dtype=np.float32) - first) / width
+    else:
+        raise ConfigError("unknown rotary embedding: " + not_a_choice(rope)[0], where="rope")
     keep = np.clip(keep, 0, 1).astype(np.float32)
     return (1 - keep) * slowed + keep * base
 

@@ -129,7 +129,11 @@ class Hebbian(Rule):
         lr: η >= 0, how strongly an activity is written; 0 switches the fast weights off and leaves
             the two-stage update, the control of the paper's claim.
         steps: S >= 1, settling steps a read takes.
-        form: explicit matrix or attention over the activities; `auto` takes the cheaper one.
+        form: explicit matrix or attention over the activities, a `Form` or its value; `auto` takes
+            the cheaper one.
+
+    Raises:
+        ValueError: no such form, `steps` is not positive, or `decay` or `lr` is out of its range.
     """
 
     decay: float = 0.9
@@ -138,6 +142,17 @@ class Hebbian(Rule):
     form: Form = Form.AUTO
 
     citation = "Ba, Hinton, Mnih, Leibo, Ionescu 2016, arXiv:1610.06258"
+
+    def __post_init__(self):
+        object.__setattr__(self, "form", Form(self.form))
+        if self.steps < 1:
+            raise ValueError(f"steps must be at least 1, got {self.steps}")
+        # a traced value, as of a gradient to it, cannot be looked at
+        known = lambda x: isinstance(x, int | float)
+        if known(self.decay) and not 0 <= self.decay <= 1:
+            raise ValueError(f"decay must be in [0, 1], got {self.decay}")
+        if known(self.lr) and not self.lr >= 0:
+            raise ValueError(f"lr must not be negative, got {self.lr}")
 
     def choose(self, size: int, length: int | None) -> Form:
         """The form `auto` stands for: attention while T < (1 + 1/S) H, where it needs fewer FLOPs.

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from fastweights.rules.base import Rule, sequence_length
+from fastweights.rules.base import Rule, run, sequence_length
 
 
 class Token(NamedTuple):
@@ -70,7 +70,9 @@ def clip_norm(delta: Array, limit: Array | None, axis_name: str | None = None) -
     if limit is None:
         return delta
     norm = frobenius(delta, axis_name)
-    return delta * jnp.where(norm > limit, limit / jnp.maximum(norm, limit), 1).astype(delta.dtype)
+    long = norm > limit
+    # a write of nothing within a limit of 0 must not be divided by, or its gradient is NaN
+    return delta * jnp.where(long, limit / jnp.where(long, norm, 1), 1).astype(delta.dtype)
 
 
 def write_limit(
@@ -114,7 +116,12 @@ def attention(w0: Array, z: Array, v: Array, *, chunk: int, lr: float) -> Array:
 
     Returns:
         `[T, d]`.
+
+    Raises:
+        ValueError: `chunk` is not positive, or `z` and `v` differ in length.
     """
+    if chunk < 1:
+        raise ValueError(f"chunk must be at least 1, got {chunk}")
     place = jnp.arange(sequence_length((z, v))) // chunk
     scores = jnp.where(place[:, None] > place[None, :], z @ z.T, 0)
     return z @ w0.T.astype(z.dtype) + lr * (scores @ v)
@@ -159,10 +166,13 @@ class InPlace(Rule):
         return State(w0, jnp.zeros_like(w0), jnp.zeros((), jnp.int32), limit)
 
     def write(self, state: State, observation: Token) -> State:
-        """Remember one token; the last one of a chunk writes the chunk."""
-        dtype = state.pending.dtype
+        """Remember one token, unless its `store` is False; the last one of a chunk writes it."""
+        dtype, store = state.pending.dtype, observation.store
         z, v = observation.z.astype(dtype), observation.v.astype(dtype)
-        return self._close(state, self.lr * jnp.outer(v, z), jnp.ones((), jnp.int32))
+        written = self._close(state, self.lr * jnp.outer(v, z), jnp.ones((), jnp.int32))
+        if store is None:
+            return written
+        return jax.tree.map(lambda new, old: jnp.where(store, new, old), written, state)
 
     def _close(self, state: State, delta: Array, tokens: Array) -> State:
         """Add `tokens` tokens' η Σ v zᵀ to the pending ones, and write them if that is a chunk."""
@@ -182,11 +192,7 @@ class InPlace(Rule):
     def step(self, state: State, token: Token) -> tuple[State, Array]:
         """Read, then write: a token never reads its own chunk."""
         y = self.read(state, token.z)
-        written = self.write(state, token)
-        if token.store is not None:
-            store = token.store
-            written = jax.tree.map(lambda new, old: jnp.where(store, new, old), written, state)
-        return written, y
+        return self.write(state, token), y
 
     def mask(self, tokens: Token, valid: Array) -> Token:
         """Tokens that store nothing where `valid` is False."""
@@ -200,6 +206,9 @@ class InPlace(Rule):
         a chunk are cheaper with `chunk_scan`.
         """
         length, dtype = sequence_length(tokens), state.weights.dtype
+        if length > self.chunk_size:
+            # below, each chunk that has a token in the block takes a product with the whole block
+            return run(self, state, tokens, chunk=self.chunk_size)
         store = jnp.ones(length, bool) if tokens.store is None else tokens.store
         # how many tokens of the first chunk, counted from its start, are before each of these
         place = state.count + jnp.cumsum(store) - store
@@ -212,9 +221,8 @@ class InPlace(Rule):
             tokens_here = jnp.sum(here & store, dtype=jnp.int32)
             return self._close(state, self.lr * (stored.T @ z), tokens_here), y
 
-        # from the last place in a chunk, `length` tokens end in this one of the chunks
-        pieces = jnp.arange((self.chunk_size - 1 + length) // self.chunk_size + 1)
-        state, ys = jax.lax.scan(one_write, state, pieces)
+        # C tokens or fewer lie in two chunks at most
+        state, ys = jax.lax.scan(one_write, state, jnp.arange(2))
         return state, jnp.sum(ys, 0).astype(tokens.z.dtype)
 
     def example(

@@ -77,7 +77,13 @@ def _chunk(plan: Plan, at: Layout, i, z, v):
 
 
 def _after(weights, w0, goes_on, delta):
+    """The matrix behind a chunk that writes `delta`; 0 for one that is not complete."""
     return jnp.where(goes_on, weights, w0.astype(weights.dtype)) + delta
+
+
+def _before(grad, d_w0, goes_on):
+    """Back through `_after`: the gradients to the matrix before the chunk, and to w0."""
+    return jnp.where(goes_on, grad, 0), d_w0 + jnp.where(goes_on, 0, grad)
 
 
 def _forward(plan, w0, start, limit, z, v, segments):
@@ -97,10 +103,10 @@ def _forward(plan, w0, start, limit, z, v, segments):
     y = jnp.where(at.reads, y, read(w0, z))
     final = None
     if plan.final:
-        final = weights
+        delta = 0.0
         if len(z) - last == plan.chunk:
-            zl, vl = _chunk(plan, at, count, z, v)
-            final = _after(weights, w0, at.goes_on[count], written(plan, zl, vl, limit))
+            delta = written(plan, *_chunk(plan, at, count, z, v), limit)
+        final = _after(weights, w0, at.goes_on[count], delta)
     return (y, final), (w0, start, limit, z, v, segments)
 
 
@@ -138,8 +144,7 @@ def _backward(plan, saved, cotangents):
         dz = put(dz, piece(dz, i, plan.chunk) + plan.lr * contract(vi, d_delta, (1, 0)), row)
         dv_i = plan.lr * contract(zi, d_delta, (1, 1))
         dv = put(dv, jnp.where(piece(at.stores, i, plan.chunk), dv_i, 0), row)
-        goes_on = at.goes_on[i]
-        return jnp.where(goes_on, grad, 0), d_w0 + jnp.where(goes_on, 0, grad), d_limit, dz, dv
+        return *_before(grad, d_w0, at.goes_on[i]), d_limit, dz, dv
 
     def backwards(carry, i):
         grad, *rest = unwrite(carry, i)
@@ -152,6 +157,8 @@ def _backward(plan, saved, cotangents):
     carry = (grad, d_w0, d_limit, dz, jnp.zeros_like(v))
     if plan.final and len(z) - last == plan.chunk:
         carry = unwrite(carry, count)
+    elif plan.final:
+        carry = (*_before(grad, d_w0, at.goes_on[count]), *carry[2:])
     grad, *rest = carry
     carry = (grad + outer(dy[last:], z[last:]), *rest)
     grad, d_w0, d_limit, dz, dv = over_chunks(backwards, carry, count, reverse=True)

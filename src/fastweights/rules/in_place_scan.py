@@ -139,15 +139,20 @@ def chunk_scan(
             but, with `clip`, one number a chunk.
 
     Returns:
-        `[T, d]` outputs, and the fast weights `[d, f]` float32 after the last complete chunk (of
-        the last document), to start the next piece of the sequence from; None without `final`.
+        `[T, d]` outputs, and the fast weights `[d, f]` float32 after the last complete chunk, of
+        the last document, which are `w0` if it began after that chunk; None without `final`. The
+        next piece of the sequence can `start` from them if T is a multiple of `chunk`, since what
+        is left of a chunk is not in them, and if its first document is the last one of this piece;
+        one that begins with a new document starts from `w0`.
 
     Raises:
-        ValueError: `chunk` is not positive, or `z` and `v` differ in length.
+        ValueError: `chunk` is not positive, there is no token, or `z`, `v` and `segments` differ in
+            length.
     """
     if chunk < 1:
         raise ValueError(f"chunk must be at least 1, got {chunk}")
-    sequence_length((z, v))
+    if sequence_length((z, v, segments)) < 1:
+        raise ValueError("there must be at least one token, got none")
     limit = write_limit(
         w0, lr, clip, relative=clip_relative, after_lr=clip_after_lr, axis_name=axis_name
     )
