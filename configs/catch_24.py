@@ -3,7 +3,8 @@
     fastweights train configs/catch_24.py --run-dir runs/catch_24
     fastweights demo --task catch --run-dir runs/catch_24
 
-4,800 updates of 128 games: the run of docs/catch.md. All arms: `python benchmarks/catch.py --size 24`.
+4,800 updates of 128 games: the run of docs/catch.md. All arms:
+`python benchmarks/catch.py --size 24`.
 """
 
 from fastweights.models.catch import CatchModel

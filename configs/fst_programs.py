@@ -4,8 +4,8 @@
     fastweights train configs/fst_programs.py --run-dir runs/fst_programs
     fastweights train configs/fst_programs.py --arm rl --run-dir runs/fst_programs_rl
 
-The learning rate is the one that `benchmarks/fst.py` chose for both. Arms: fst, rl, evolution, evolution-rl, rl-evolution, fst-one-prompt, fst-per-prompt, rl-entropy,
-rl-kl, rl-oracle, rl-easy.
+The learning rate is the one that `benchmarks/fst.py` chose for both. Arms: fst, rl, evolution,
+evolution-rl, rl-evolution, fst-one-prompt, fst-per-prompt, rl-entropy, rl-kl, rl-oracle.
 """
 
 import dataclasses
