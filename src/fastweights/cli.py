@@ -23,7 +23,8 @@ usage: fastweights VERB ...
 
   train CONFIG [--section.field value ...] --run-dir DIR
                             train, or go on with the run in DIR (train CONFIG --help: fields);
-                            --arm NAME: a control of fast-slow training instead of the method
+                            --arm NAME: a control of fast-slow training instead of the method;
+                            --distributed: one of several processes that train together
   eval --run-dir DIR        scores of a run's best checkpoint on the test split
   ckpt ls|verify DIR        the checkpoints of a run; whether every byte is still what was saved
   demo [--task catch|fast-slow]
@@ -147,6 +148,11 @@ def train(arguments: list[str]) -> None:
         raise ConfigError(
             "which config?", next="fastweights train configs/retrieval.py --run-dir runs/retrieval"
         )
+    if "--distributed" in arguments:
+        from fastweights.train import processes
+
+        arguments = [word for word in arguments if word != "--distributed"]
+        processes.join()
     config = load_config(arguments[0])
     from fastweights.train.sweep import Sweep, SweepArguments, markdown, run_sweep
 
@@ -183,7 +189,10 @@ def train(arguments: list[str]) -> None:
     default = Arguments(config, tyro.MISSING)
     given = parse(Arguments, rest, f"fastweights train {arguments[0]}", default)
     result = start(given.config, given.run_dir, quiet=given.quiet)
-    print(json.dumps({"run_dir": str(result.run_dir), **final_scores(result.history)}))
+    from fastweights.train.processes import is_first
+
+    if is_first():
+        print(json.dumps({"run_dir": str(result.run_dir), **final_scores(result.history)}))
 
 
 def taken_out(arguments: list[str], flag: str, default: str) -> tuple[str, list[str]]:

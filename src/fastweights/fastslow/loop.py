@@ -27,6 +27,7 @@ from fastweights.fastslow.run import Run, begin
 from fastweights.fastslow.seeds import seed_of
 from fastweights.fastslow.slow import batch_of, explore, make_update
 from fastweights.tasks.prompted import Outcome, Prompt, Score
+from fastweights.train import processes
 from fastweights.train import run_dir as runs
 from fastweights.train.checkpoint import Checkpoints
 from fastweights.train.loop import Result
@@ -172,11 +173,7 @@ def train_fast_slow(config: FastSlow, run_dir: str | Path, *, quiet: bool = Fals
         Preempted: a signal asked the run to stop; its state is saved.
     """
     check(config)
-    if jax.process_count() > 1:
-        raise ConfigError(
-            f"fast-slow training runs in one process, and there are {jax.process_count()}",
-            next="one host, with all of its devices in --mesh.data, --mesh.fsdp, --mesh.tensor",
-        )
+    processes.only_one("fast-slow training")
     run, plan = begin(config), config.train
     ticks = timeline(config)
     directory = runs.open_run(Path(run_dir), config, changeable)

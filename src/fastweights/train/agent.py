@@ -12,6 +12,7 @@ from typing import Any
 from fastweights.errors import ConfigError, NumericalError
 from fastweights.models.catch import CatchModel
 from fastweights.tasks.catch import Catch
+from fastweights.train import processes
 from fastweights.train import run_dir as runs
 from fastweights.train.actor_critic import (
     ActorCritic,
@@ -90,6 +91,7 @@ def train_agent(config: AgentConfig, run_dir: str | Path, *, quiet: bool = False
         Preempted: a signal asked the run to stop; its state is saved.
     """
     check_agent(config)
+    processes.only_one("a player's training")
     directory, plan = runs.open_run(Path(run_dir), config), config.train
     transform = optimizer(config.optim)
     with (

@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 
 from fastweights.errors import CheckpointError, ConfigError
 from fastweights.train import manifest, retention, storage
 from fastweights.train.manifest import Manifest
+from fastweights.train.processes import decided_by_first
 from fastweights.train.retention import StepInfo
 
 _LOG = logging.getLogger(__name__)
@@ -128,9 +127,7 @@ class Checkpoints:
         if not isinstance(iterator_state, bytes):
             iterator_state = _json_copy(iterator_state, "The state of the data iterator")
         with self._writing(step):
-            suffix = _decided_by_process_0(
-                lambda: retention.prepare(self.directory, step, self._report)
-            )
+            suffix = decided_by_first(lambda: retention.prepare(self.directory, step, self._report))
             draft = replace(draft, directory=manifest.directory_name(step, suffix))
             directory = self.directory / draft.directory
             finish = storage.start_write(directory, state, iterator_state)
@@ -177,7 +174,7 @@ class Checkpoints:
                 `abstract_state` or `iterator`.
         """
         self.wait()
-        chosen = _decided_by_process_0(lambda: self._newest_verified(step))
+        chosen = decided_by_first(lambda: self._newest_verified(step))
         if chosen < 0:
             return None
         record = manifest.read(self.directory, chosen)
@@ -298,24 +295,3 @@ def _json_copy(data: Any, name: str) -> Any:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def _decided_by_process_0(decide: Callable[[], int]) -> int:
-    """`decide()` of process 0, on every process; an error there is an error everywhere.
-
-    Only one process looks at the directory, since two may not see the same files on a shared one.
-    """
-    if jax.process_count() == 1:
-        return decide()
-    failed, result, error = -2, -2, None
-    if jax.process_index() == 0:
-        try:
-            result = decide()
-        except (OSError, CheckpointError) as e:
-            error = e
-    result = int(multihost_utils.broadcast_one_to_all(np.int32(result)))
-    if error is not None:
-        raise error
-    if result == failed:
-        raise CheckpointError("Process 0 failed with the checkpoint; its message says why.")
-    return result

@@ -13,6 +13,7 @@ import numpy as np
 
 from fastweights.errors import ConfigError, DataError, NumericalError
 from fastweights.tasks.batches import eval_batches, train_batches
+from fastweights.train import processes
 from fastweights.train import run_dir as runs
 from fastweights.train.checkpoint import Checkpoints, Restored
 from fastweights.train.config import Config, check
@@ -56,20 +57,22 @@ def train(config: Config, run_dir: str | Path, *, quiet: bool = False) -> Result
     check(config)
     check_start(config, Path(run_dir))
     mesh = make_mesh(config.mesh)
-    directory = runs.open_run(Path(run_dir), config)
-    plan = config.train
+    directory = Path(run_dir)
+    processes.first_alone(lambda: runs.open_run(directory, config))
+    plan, first = config.train, processes.is_first()
     with (
         runs.lock(directory),
         StopRequest() as stop,
-        Progress(plan.steps, quiet) as progress,
+        Progress(plan.steps, quiet or not first) as progress,
         Checkpoints(
             directory / "checkpoints", keep_last=plan.keep_last, report=warn
         ) as checkpoints,
     ):
+        load = lambda split: config.task.load(split, config.data)
         with progress.working("loading data"):
-            tables = {
-                split: config.task.load(split, config.data) for split in ("train", "validation")
-            }
+            if jax.process_count() > 1:  # what is made at the first use is made once
+                processes.first_alone(lambda: load("train"))
+            tables = {split: load(split) for split in ("train", "validation")}
         check_batch(config, tables["train"])
         data = fingerprint(tables["train"])
         batches = train_batches(
@@ -135,9 +138,13 @@ def train(config: Config, run_dir: str | Path, *, quiet: bool = False) -> Result
                 else:
                     state, scores = train_step(state, batch)
                 pending.append(scores)
-                # asked once: a signal that comes later is for the next update
-                last, stopping, better = step == plan.steps, stop.name, False
-                if step % plan.log_every == 0 or last or stopping:
+                last, better = step == plan.steps, False
+                logging = step % plan.log_every == 0 or last
+                # asked once: a signal that comes later is for the next update. Several processes
+                # tell each other of it where they log
+                alone = jax.process_count() == 1
+                stopping = processes.heard_by_any(stop.name) if alone or logging else None
+                if logging or stopping:
                     means = means_of(read_scores(step))
                     pending = []
                     metrics.write(step, {f"train/{k}": v for k, v in means.items()})

@@ -31,6 +31,15 @@ def make_mesh(config: cfg.Mesh) -> jax.sharding.Mesh:
             where="mesh.data, mesh.fsdp, mesh.tensor",
             next="make the mesh smaller; on CPUs, JAX_NUM_CPU_DEVICES=N pretends to have N devices",
         )
+    hosts = jax.process_count()
+    if hosts > 1 and (wanted < there or config.data * config.fsdp % hosts):
+        raise ConfigError(
+            f"{hosts} processes with {there} devices do not share a mesh of "
+            f"{' x '.join(map(str, sizes))}",
+            where="mesh.data, mesh.fsdp, mesh.tensor",
+            cause="each has an equal part of every batch, and all devices take part",
+            next=f"data x fsdp x tensor = {there}, and {hosts} divides data x fsdp",
+        )
     return jax.make_mesh(
         sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=jax.devices()[:wanted]
     )

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from fastweights.errors import ConfigError
+from fastweights.train import processes
 
 
 class Metrics:
     """Appends to `RUN/metrics.jsonl`, each line flushed, so a killed run loses none.
 
     On a resume the lines after the restored step are dropped first: those updates are done again.
+    Of several processes of a run the first one writes, the others' lines go nowhere.
 
     Args:
         run_dir: the run's directory.
@@ -25,6 +27,10 @@ class Metrics:
     """
 
     def __init__(self, run_dir: Path, step: int, tensorboard: bool = False):
+        self._board: Any = None
+        if not processes.is_first():
+            self._start, self._file = time.monotonic(), open(os.devnull, "a")
+            return
         path = run_dir / "metrics.jsonl"
         kept = [line for line in read(run_dir) if line["step"] <= step] if step else []
         # the clock goes on where the kept part stopped, so that wall time is time spent training
@@ -33,7 +39,8 @@ class Metrics:
         draft.write_text("".join(json.dumps(line) + "\n" for line in kept))
         os.replace(draft, path)
         self._file = path.open("a")
-        self._board: Any = _tensorboard(run_dir, step) if tensorboard else None
+        if tensorboard:
+            self._board = _tensorboard(run_dir, step)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """One line: the step, seconds of wall time in this run, and every scalar.

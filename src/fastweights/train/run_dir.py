@@ -17,7 +17,7 @@ from typing import Any
 import jax
 
 from fastweights.errors import CheckpointError, ConfigError
-from fastweights.train import manifest
+from fastweights.train import manifest, processes
 from fastweights.train.config import FREE_TO_CHANGE, Config, Train, differences, from_json, to_json
 
 PACKAGES = ("fastweights", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -134,11 +134,13 @@ def record_start(path: Path, config: Any) -> None:
     """Write the config of a run that begins or goes on, and append versions to `starts.jsonl`.
 
     To be called when nothing can refuse the start any more: a config that was refused must not
-    take the place of the run's own.
+    take the place of the run's own. Of several processes the first one writes.
 
     Raises:
         CheckpointError: the directory cannot be written.
     """
+    if not processes.is_first():
+        return
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     with writing(path):
         write_text(path / "config.json", json.dumps(to_json(config), indent=2) + "\n")
@@ -157,29 +159,31 @@ def lock(path: Path) -> Iterator[None]:
         ConfigError: another process has it.
         CheckpointError: the directory cannot be written.
     """
-    if jax.process_index() > 0:
+    with contextlib.ExitStack() as held:
+        processes.first_alone(lambda: _take(path, held))
         yield
-        return
+
+
+def _take(path: Path, held: contextlib.ExitStack) -> None:
+    """Take the lock of a directory, to be let go when `held` closes."""
     with writing(path):
-        file = (path / LOCK).open("a+")
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            raise ConfigError(
-                "another process is at work in this run directory",
-                where=path,
-                cause=file.read().strip() or None,
-                next="wait for it or stop it, or give another --run-dir",
-            ) from error
-        except OSError:
-            pass
-        with writing(path):
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {platform.node()}\n")
-            file.flush()
-        yield
+        file = held.enter_context((path / LOCK).open("a+"))
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.seek(0)
+        raise ConfigError(
+            "another process is at work in this run directory",
+            where=path,
+            cause=file.read().strip() or None,
+            next="wait for it or stop it, or give another --run-dir",
+        ) from error
+    except OSError:
+        pass
+    with writing(path):
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}\n")
+        file.flush()
 
 
 def check_rhythm(start: int, plan: Train, path: Path) -> None:

@@ -20,6 +20,7 @@ from jax import Array
 from fastweights.errors import ConfigError
 from fastweights.tasks.base import Task
 from fastweights.tasks.batches import batch_rows
+from fastweights.train import processes
 from fastweights.train import run_dir as runs
 from fastweights.train.checkpoint import Checkpoints
 from fastweights.train.config import Config, check
@@ -141,6 +142,7 @@ def train_seeds(nets: Nets, run_dir: str | Path, *, quiet: bool = False) -> list
         Preempted: a signal asked the run to stop; its state is saved.
     """
     check_nets(nets)
+    processes.only_one("training of several nets at once")
     config, plan, seeds = nets.config, nets.config.train, nets.seeds
     task = cast(Task, config.task)
     directory = runs.open_run(Path(run_dir), nets)
