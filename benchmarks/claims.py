@@ -79,7 +79,8 @@ def text(record: dict[str, Any]) -> list[list[str]]:
         return []
     number = lambda pair: f"{pair[0]:+.4f} ± {pair[1]:.4f}"
     what = "books, loss of In-Place TTT less that without, second half of a window"
-    how = f"nats a byte, error over windows, {len(found['seeds'])} seeds"
+    seeds = len(found["seeds"])
+    how = f"nats a byte, error over windows, {'one seed' if seeds == 1 else f'{seeds} seeds'}"
     return [
         [
             what,

@@ -222,7 +222,13 @@ def draw_books() -> None:
     figure = Figure(figsize=(11, 3.6), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
     plot.context_curves(left, books.position_curves(runs), "nats a byte")
-    plot.context_curves(middle, books.difference_curves(runs), f"less that of {books.BASELINE}")
+    less = books.difference_curves(runs)
+    if less:  # the baseline is zero, and in the colour that it has beside
+        one = next(iter(less.values()))
+        nothing = one._replace(mean=0 * one.mean, error=0 * one.error)
+        plot.context_curves(
+            middle, {books.BASELINE: nothing, **less}, f"less that of {books.BASELINE}"
+        )
     plot.context_curves(right, books.long_curves(runs), "nats a byte, the next 128")
     for ax in (left, middle):
         ax.set_xlabel("position in the window")

@@ -92,7 +92,7 @@ def test_two_processes_are_one_run(prepared, tmp_path):
     saved = [int(x.stem) for x in (stopped / "checkpoints").glob("*.json")]
     assert saved == [at]
 
-    _, errors = ended(pair(stopped, prepared, *often, at + 2)[0])
+    (_, errors), _ = map(ended, pair(stopped, prepared, *often, at + 2))
     assert f"resumed at step {at} of {at + 2}" in errors
     assert list(losses(stopped)) == list(range(1, at + 3))
 
