@@ -171,7 +171,6 @@ def test_attention_form_without_a_length_is_refused():
 @pytest.mark.parametrize(
     "options,message",
     [
-        ({"form": "matrices"}, "'matrices' is not a valid Form"),
         ({"steps": 0}, "steps must be at least 1, got 0"),
         ({"decay": 1.01}, r"decay must be in \[0, 1\], got 1.01"),
         ({"decay": -0.1}, "decay must be in"),
@@ -181,7 +180,12 @@ def test_attention_form_without_a_length_is_refused():
 )
 def test_values_out_of_their_range_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        Hebbian(**options)
+        Hebbian(**options).init(3, 4)
+
+
+def test_a_form_that_there_is_not_is_refused():
+    with pytest.raises(ValueError, match="'matrices' is not a valid Form"):
+        Hebbian(form="matrices")
 
 
 def test_a_form_may_be_named_by_its_value():

@@ -133,7 +133,7 @@ class Hebbian(Rule):
             the cheaper one.
 
     Raises:
-        ValueError: no such form, `steps` is not positive, or `decay` or `lr` is out of its range.
+        ValueError: no such form.
     """
 
     decay: float = 0.9
@@ -145,6 +145,9 @@ class Hebbian(Rule):
 
     def __post_init__(self):
         object.__setattr__(self, "form", Form(self.form))
+
+    def _check(self) -> None:
+        """Refuse values that mean nothing; not when made, so that a config can name all at once."""
         if self.steps < 1:
             raise ValueError(f"steps must be at least 1, got {self.steps}")
         # a traced value, as of a gradient to it, cannot be looked at
@@ -177,8 +180,10 @@ class Hebbian(Rule):
         the terms that have faded below λ^length.
 
         Raises:
-            ValueError: the attention form was asked for without a length.
+            ValueError: the attention form was asked for without a length, `steps` is not positive,
+                or `decay` or `lr` is out of its range.
         """
+        self._check()
         if self.choose(size, length) is Form.MATRIX:
             return Matrix(jnp.zeros((size, size), dtype))
         if length is None:
