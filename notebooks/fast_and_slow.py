@@ -271,9 +271,9 @@ for name in NAMES:
 # With RL only the two columns are the same, since there is no other prompt. All that it knows is in
 # its weights.
 #
-# The last lines are a warning. Fast-slow training is near the base model under the prompt that it
-# uses, and further away under the empty one. Prompts that say little are among the four too, and
-# answers under them move the weights.
+# The last lines say how far the weights have gone. Those of fast-slow training have hardly moved:
+# under the right prompt all answers to a problem are right, and a group of answers that are worth
+# the same teaches nothing.
 #
 # ## 5. The rule changes
 #
@@ -347,14 +347,14 @@ for name in NAMES:
     print(f"{NAMES[name]:10} empty prompt: old rule {old:5.1f} %, new rule {new:5.1f} %")
 
 # %% [markdown]
-# The prompts follow the rule. Number 3, which states the old rule in full, is now worth less than
-# the empty prompt, number 0. The first evolution finds the meaning of two signs, the next one that
-# of the third. The weights hardly move in that time.
+# The prompts follow the rule. Number 3, which states the old rule in full, is now worth little.
+# The first evolution finds the meaning of two signs, a later one that of the third. The weights
+# hardly move in that time.
 #
 # The weights do not follow. Those of RL only still answer by the old rule when they are right at
-# all, and after as many updates have nothing of the new one. Those of fast-slow training know less
-# of the old rule, which was in the prompt, and do not stand in the way of the new one. That is the
-# reason for two speeds. What changes should be where it is easily changed.
+# all, and after as many updates have nothing of the new one. Those of fast-slow training know
+# nothing of the old rule, which was in the prompt, and do not stand in the way of the new one. That
+# is the reason for two speeds. What changes should be where it is easily changed.
 #
 # ## What this notebook claims
 #
@@ -381,7 +381,7 @@ if not FAST:  # what only a trained model can show
     assert two["base_seed"] < 0.15 and two["base_evolved"] > 0.9
     assert two["trained_seed"] < two["base_evolved"] - 0.2
     assert one["trained_seed"] > max(one["base_seed"], two["trained_seed"]) + 0.1
-    assert own_kl["fst"] < seed_kl["fst"]
+    assert seed_kl["fst"] < 0.1 * seed_kl["rl"]
     # the switch: prompts follow, weights do not
     assert new_best > old_best + 0.1
     fst, rl = (values(switched[name], "accuracy_own") for name in NAMES)
