@@ -102,3 +102,10 @@ def test_processes_that_cannot_share_a_mesh_are_told(prepared, tmp_path):
     for process in processes:
         _, errors = ended(process, code=2)
         assert "2 processes with 2 devices do not share a mesh of 1 x 1 x 1" in errors
+
+
+def test_a_place_that_is_no_number_is_told(prepared, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "environ", os.environ | {"JAX_NUM_PROCESSES": "two"})
+    process = start(tmp_path, prepared, "--distributed")
+    _, errors = ended(process, code=2)
+    assert "do not find each other" in errors and "'two'" in errors and "Traceback" not in errors

@@ -1,8 +1,7 @@
 """The weight matrices of a decoder: products without a bias whose gradient costs what it should.
 
 XLA on a CPU takes the weight gradient of `[B, T, D] @ [D, F]` from a transposed copy of what comes
-in; that of `[B T, D] @ [D, F]`, the same numbers, without one. The gradient of a gated MLP
-takes two thirds of the time then (B T 4096, D 128, F 512, one core, jax 0.10.2).
+in, as of jax 0.10.2; that of `[B T, D] @ [D, F]`, the same numbers, without one and in less time.
 """
 
 from typing import Any

@@ -28,10 +28,9 @@ def join() -> None:
         ConfigError: nobody says it, or they did not find each other.
     """
     number = lambda name: int(os.environ[name]) if name in os.environ else None
-    try:
-        jax.distributed.initialize(
-            num_processes=number("JAX_NUM_PROCESSES"), process_id=number("JAX_PROCESS_ID")
-        )
+    try:  # a variable that is no number, too, is a ValueError
+        count, own = number("JAX_NUM_PROCESSES"), number("JAX_PROCESS_ID")
+        jax.distributed.initialize(num_processes=count, process_id=own)
     except (ValueError, RuntimeError) as error:
         raise ConfigError(
             f"the processes of this run do not find each other: {error}",

@@ -4,7 +4,7 @@ import ssl
 import time
 
 import pytest
-from _chat_server import reply, serving
+from chat_server import reply, serving
 
 from fastweights.errors import ConfigError
 from fastweights.fastslow.propose import ProposalError

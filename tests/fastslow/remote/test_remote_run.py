@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from _chat_server import reply, serving
+from chat_server import reply, serving
 from fastslow.small import base, graded, stopping
 
 from fastweights import cli, pretrained

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from _chat_server import reply, serving
+from chat_server import reply, serving
 
 from fastweights.errors import ConfigError, DataError
 from fastweights.fastslow.propose import ProposalError
