@@ -5,14 +5,17 @@ import importlib
 import json
 import sys
 
+import jax
 import numpy as np
 import pytest
+from flax import nnx
 from support import ROOT
 
 from fastweights.models.decoder_config import DecoderConfig, InPlaceTTT
 from fastweights.tasks.base import Data
 from fastweights.tasks.language import Language
 from fastweights.train.config import Config, Optim, Train, check, differences, to_json
+from fastweights.train.state import parameter_count
 
 
 @pytest.fixture
@@ -67,6 +70,25 @@ def test_every_arm_can_be_built_and_every_ablation_is_one_change(books, tmp_path
         assert len(changed) == 1 and all(k.startswith("model.ttt.") for k in changed), name
 
 
+def test_the_wider_baseline_has_no_fewer_parameters_and_hardly_more(books, tmp_path):
+    base = books.base_config(tmp_path, None)
+    ttt, wider = (
+        parameter_count(jax.eval_shape(lambda c=c: c.task.build(c.model, nnx.Rngs(0))))
+        for c in (base, books.wider(base))
+    )
+    assert ttt <= wider < 1.01 * ttt
+    changed = differences(to_json(books.plain(base)), to_json(books.wider(base)))
+    assert set(changed) == {"model.intermediate"}
+
+
+def test_both_baselines_are_named_where_both_were_run(books):
+    base = np.full((2, 8), 2.0)
+    runs = [made("in-place TTT", 0, base - 0.5), made(books.BASELINE, 0, base)]
+    assert "no fewer parameters" not in books.table(runs)
+    text = books.table([*runs, made(books.WIDER, 0, base - 0.125)])
+    assert "first eighth -0.3750 ± 0.0000, second half -0.3750 ± 0.0000; seeds 1." in text
+
+
 def test_windows_are_spread_over_the_books(books):
     assert books.spread_evenly(10, 4).tolist() == [0, 3, 6, 9]
     assert books.spread_evenly(3, 192).tolist() == [0, 1, 2]
@@ -102,6 +124,7 @@ def test_from_text_to_table(books, monkeypatch, tmp_path, capsys):
     for run in record["runs"]:
         assert books.matrix(run).shape == (18, 8) and np.all(books.matrix(run) > 0)
         assert run["long"]["context"] == [0, 16, 56] and len(run["long"]["loss"]) == 3
+        assert run["seconds_per_update"] > 0
         assert run["command"].startswith("python benchmarks/") and run["date"]
     extra = record["runs"][1]["parameters"] - record["runs"][0]["parameters"]
     assert extra == 8 * 5 + 8 * 8  # the convolution and the projection
