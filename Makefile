@@ -22,9 +22,10 @@ demo: $(VENV)/.run
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n $(JOBS)
 
-#   make parity  the language models beside transformers, torch and lm-evaluation-harness
+#   make parity  the language models beside transformers, torch and lm-evaluation-harness,
+#                compiled as users compile them, which make test does not for speed
 parity: $(VENV)/.parity
-	$(BIN)/python -m pytest -n $(JOBS) $(PARITY)
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 XLA_FLAGS= $(BIN)/python -m pytest -n $(JOBS) $(PARITY)
 
 #   make check   lint, types and tests
 check: lint types test

@@ -1,9 +1,39 @@
-"""A strict environment: eight CPU devices, warnings are errors, rank promotion raises."""
+"""A strict environment: eight CPU devices, warnings are errors, rank promotion raises.
+
+Most of the time of these tests is XLA's, compiling programs that run once. So they are compiled
+without LLVM's optimizations and, where XLA still has it, by the older and quicker of its emitters;
+what XLA makes of the program itself, fusions among it, is as users have it. `make parity` compiles
+its tests as users do, and so does JAX_DISABLE_MOST_OPTIMIZATIONS=0 XLA_FLAGS= make test.
+"""
+
+import os
 
 import jax
+import pytest
+
+# in the environment too, for the commands that tests start
+quickly = os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") != "0"
+jax.config.update("jax_disable_most_optimizations", quickly)
+if jax.__version_info__ < (0, 11):  # later ones end the process at a flag they do not know
+    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 # set once and not in each test: it is part of what jit looks programs up by, and fixtures of a
 # module compile before a test begins
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _forget_compiled_programs():
+    """A program maps memory, and Linux gives a process 65,530 maps: past them, XLA crashes."""
+    yield
+    jax.clear_caches()
+
+
+@pytest.fixture
+def optimized():
+    """LLVM's optimizations, for a test of two programs that are the same to the bit with them."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", quickly)

@@ -202,7 +202,7 @@ def test_every_token_counts_the_same(parts):
     assert_close(scores["grad_norm"], norm)
 
 
-def test_full_rows_are_trained_on_as_if_they_had_no_weight():
+def test_full_rows_are_trained_on_as_if_they_had_no_weight(optimized):
     """To the bit."""
     task, batch = Language(length=8), 3
     table = pack([np.arange(25) % 11], 8)
