@@ -130,16 +130,18 @@ def decoding(record: dict[str, Any]) -> list[list[str]]:
 
 
 def prompts(what: str) -> Callable[[dict[str, Any]], list[list[str]]]:
-    """Final accuracy of fast-slow training and its two halves."""
+    """Final accuracy of fast-slow training, its two halves, and one after the other."""
 
     def row(record: dict[str, Any]) -> list[list[str]]:
         runs = record["runs"]
         final = {
             name: statistics.fmean(fst.column(r, "accuracy_own")[-1] for r in mine)
-            for name in fst.MAIN
+            for name in (*fst.MAIN, "evolution-rl")
             if (mine := fst.reported(runs, name))
         }
         beside = f"RL only {100 * final['rl']:.1f}, prompts only {100 * final['evolution']:.1f}"
+        if "evolution-rl" in final:
+            beside += f", prompts and then weights {100 * final['evolution-rl']:.1f}"
         seeds = len(fst.reported(runs, "fst"))
         how = f"{seeds} seeds, {runs[0]['updates']} updates; [more](docs/fast_slow_measured.md)"
         return [[what, f"**{100 * final['fst']:.1f} %**", beside, how]]
@@ -157,5 +159,6 @@ CLAIMS: tuple[tuple[str, Callable[[dict[str, Any]], list[list[str]]]], ...] = (
     ("in_place", layer),
     ("decode", decoding),
     ("fst_conventions", prompts("fast-slow training, accuracy, a convention to find")),
+    ("fst_programs", prompts("the same, a rule for every kind of input")),
     ("fst_star_graph", prompts("the same, a task that RL never gets a first reward in")),
 )

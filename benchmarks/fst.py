@@ -62,7 +62,7 @@ class Options:
         runs: directory of the run directories.
     """
 
-    task: Literal["programs", "conventions", "star_graph"] = "programs"
+    task: Literal["programs", "conventions", "star_graph", "short_prompts"] = "programs"
     arms: tuple[str, ...] = ()
     sweep: bool = False
     seeds: int = 5

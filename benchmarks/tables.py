@@ -40,6 +40,7 @@ PAGES = {
         "fst_conventions",
         "fst_star_graph",
         "fst_programs",
+        "fst_short_prompts",
         "fst_continual",
     ),
 }

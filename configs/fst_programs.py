@@ -2,10 +2,12 @@
 
     fastweights train configs/fst_base.py --run-dir runs/fst_base         # once
     fastweights train configs/fst_programs.py --run-dir runs/fst_programs
-    fastweights train configs/fst_programs.py --arm rl --run-dir runs/fst_programs_rl
+    fastweights train configs/fst_programs.py --arm rl --optim.lr 1e-3 \\
+        --run-dir runs/fst_programs_rl
 
-The learning rate is the one that `benchmarks/fst.py` chose for both. Arms: fst, rl, evolution,
-evolution-rl, rl-evolution, fst-one-prompt, fst-per-prompt, rl-entropy, rl-kl, rl-oracle.
+The learning rates are those that `benchmarks/fst.py` chose; RL only wants the larger one. Arms:
+fst, rl, evolution, evolution-rl, rl-evolution, fst-one-prompt, fst-per-prompt, rl-entropy, rl-kl,
+rl-oracle.
 """
 
 import dataclasses
@@ -16,5 +18,5 @@ from fastweights.tasks.programs import Programs
 config = FastSlow(
     task=Programs(),
     base="runs/fst_base",
-    optim=dataclasses.replace(FastSlow.optim, lr=1e-3),
+    optim=dataclasses.replace(FastSlow.optim, lr=3e-4),
 )
