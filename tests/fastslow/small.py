@@ -3,6 +3,8 @@
 import functools
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from fastweights.models.decoder import Decoder
@@ -30,6 +32,19 @@ CONFIG = DecoderConfig(
 def model(seed=0):
     """Random weights, far from uniform in what they predict."""
     return jax.jit(lambda: Decoder(CONFIG, rngs=nnx.Rngs(seed)))()
+
+
+forward = jax.jit(lambda policy, tokens: policy(tokens))
+
+
+def distributions(policy, text, temperature=1.0):
+    """Log probabilities after each token of one text, `[n, vocab]` float64; padded behind, so that
+    one program does for every length.
+    """
+    row = np.zeros((1, 64), np.int32)
+    row[0, : len(text)] = text
+    logits = np.asarray(forward(policy, jnp.asarray(row)), np.float64)[0, : len(text)] / temperature
+    return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
 
 
 def graded(self, problem, answer):

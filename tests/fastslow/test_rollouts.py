@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small import model
+from small import distributions, model
 
 from fastweights.fastslow.evaluation import divergence, score, sequences
 from fastweights.fastslow.judge import Direct
@@ -30,19 +30,6 @@ STOPS = (ord("\n"), *range(60, 100))
 
 def sampler(temperature=1.0, most=6):
     return Sampler(Bytes(), STOPS, most, temperature)
-
-
-forward = jax.jit(lambda policy, tokens: policy(tokens))
-
-
-def distributions(policy, text, temperature=1.0):
-    """Log probabilities after each token of one text, `[n, vocab]` float64; padded behind, so that
-    one program does for every length.
-    """
-    row = np.zeros((1, 64), np.int32)
-    row[0, : len(text)] = text
-    logits = np.asarray(forward(policy, jnp.asarray(row)), np.float64)[0, : len(text)] / temperature
-    return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
 
 
 def whole_texts(rollouts):

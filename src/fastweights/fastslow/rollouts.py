@@ -51,16 +51,10 @@ class Sampler(NamedTuple):
             times: answers to each.
             seed: of the sampling.
         """
-        tokens = [self.tokenizer.encode(text) for text in texts]
-        lengths = np.array([len(x) for x in tokens], np.int32)
-        width, rows = bucket(int(lengths.max())), max(16, power_of_two(len(texts)))
-        inputs = np.zeros((rows, width), np.int32)
-        for row, x in zip(inputs, tokens, strict=False):
-            row[: len(x)] = x
-        inputs[len(texts) :] = inputs[:1]
-        padded = np.concatenate([lengths, np.full(rows - len(texts), lengths[0], np.int32)])
-        room = width + self.max_new_tokens
-        state = inference.prefill(model, inputs, padded, max_length=room)
+        rows = max(16, power_of_two(len(texts)))
+        inputs, lengths = token_rows([self.tokenizer.encode(text) for text in texts], rows)
+        room = inputs.shape[1] + self.max_new_tokens
+        state = inference.prefill(model, inputs, lengths, max_length=room)
         out = inference.generate(
             model,
             state=inference.fork(state, times),
@@ -73,7 +67,7 @@ class Sampler(NamedTuple):
         answers, sizes, log_probs = (np.asarray(x)[:count] for x in out)
         return Rollouts(
             np.repeat(inputs[: len(texts)], times, 0),
-            np.repeat(lengths, times),
+            np.repeat(lengths[: len(texts)], times),
             answers,
             sizes,
             log_probs,
@@ -84,6 +78,21 @@ class Sampler(NamedTuple):
         """The text of an answer's tokens, without the stop token."""
         ended = len(answer) > 0 and int(answer[-1]) in self.stop_tokens
         return self.tokenizer.decode(answer[:-1] if ended else answer)
+
+
+def token_rows(texts: Sequence[np.ndarray], rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Texts of tokens as rows of one width, and copies of the first to make up the number of rows.
+
+    Returns:
+        `[rows, P]` int32, right-padded with 0, and lengths `[rows]` int32; P is rounded up, so that
+        few programs are compiled.
+    """
+    lengths = np.array([len(x) for x in texts], np.int32)
+    found = np.zeros((rows, bucket(int(lengths.max()))), np.int32)
+    for row, x in zip(found, texts, strict=False):
+        row[: len(x)] = x
+    found[len(texts) :] = found[:1]
+    return found, np.concatenate([lengths, np.full(rows - len(texts), lengths[0], np.int32)])
 
 
 def power_of_two(count: int) -> int:
