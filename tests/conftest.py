@@ -11,9 +11,9 @@ import os
 import jax
 import pytest
 
-# in the environment too, for the commands that tests start
-quickly = os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") != "0"
-jax.config.update("jax_disable_most_optimizations", quickly)
+if "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ:  # otherwise jax has read it
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # for the commands that tests start
+    jax.config.update("jax_disable_most_optimizations", True)
 if jax.__version_info__ < (0, 11):  # later ones end the process at a flag they do not know
     os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 
@@ -34,6 +34,7 @@ def _forget_compiled_programs():
 @pytest.fixture
 def optimized():
     """LLVM's optimizations, for a test of two programs that are the same to the bit with them."""
+    before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", False)
     yield
-    jax.config.update("jax_disable_most_optimizations", quickly)
+    jax.config.update("jax_disable_most_optimizations", before)
