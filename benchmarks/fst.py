@@ -5,7 +5,8 @@
     python benchmarks/fst.py --task programs --arms fst rl  # only these
     python benchmarks/fst.py --task programs --quick        # three arms, one seed, in minutes
 
-The base model is trained first: `fastweights train configs/fst_base.py --run-dir runs/fst_base`.
+The base model is trained first: `fastweights train configs/fst_base.py --run-dir runs/fst_base`,
+for the task in_place that of `configs/fst_base_in_place.py`.
 The sweep's seed, 100, is not among those reported; an arm runs at the rate with the largest mean
 accuracy over its evaluations there. A run that is done is in the JSON and is not run again; one
 that was stopped goes on from its checkpoint.
@@ -57,12 +58,12 @@ class Options:
         updates: of a run; those of the config by default.
         proposer: who writes the prompts.
         quick: three arms, one seed, 60 updates.
-        base: of every run.
+        base: of every run; that of the config by default.
         out: the JSON; benchmarks/results/fst_TASK.json by default.
         runs: directory of the run directories.
     """
 
-    task: Literal["programs", "conventions", "star_graph", "short_prompts"] = "programs"
+    task: Literal["programs", "conventions", "star_graph", "short_prompts", "in_place"] = "programs"
     arms: tuple[str, ...] = ()
     sweep: bool = False
     seeds: int = 5
@@ -70,7 +71,7 @@ class Options:
     updates: int | None = None
     proposer: Literal["blind", "directed", "inductive", "self"] = "inductive"
     quick: bool = False
-    base: str = "runs/fst_base"
+    base: str | None = None
     out: Path | None = None
     runs: Path = Path("runs/fst")
 
@@ -81,7 +82,7 @@ def base_config(options: Options) -> FastSlow:
     updates = options.updates or (60 if options.quick else config.train.steps)
     return dataclasses.replace(
         config,
-        base=options.base,
+        base=options.base or config.base,
         proposer=options.proposer,
         train=dataclasses.replace(config.train, steps=updates),
     )
@@ -338,7 +339,7 @@ def main(options: Options) -> None:
     """Run what is missing, save after each, print the table."""
     base = base_config(options)
     out = options.out or (options.runs if options.quick else RESULTS) / f"fst_{options.task}.json"
-    origin = fingerprint(pretrained.load(options.base).model)[:12]
+    origin = fingerprint(pretrained.load(base.base).model)[:12]
     read = lambda: json.loads(out.read_text())["runs"] if out.exists() else []
     if others := {(x["updates"], x["base"]) for x in read()} - {(base.train.steps, origin)}:
         raise SystemExit(

@@ -49,7 +49,7 @@ def advance(
     def attention(block: Block, x: Array, cache: Cache, turn: Array) -> tuple[Array, Cache]:
         layer = block.attention
         q, k, v = layer.qkv(block.attention_norm(x), positions)
-        cache = Cache(*(put(c, turn, slots, n) for c, n in zip(cache, (k, v), strict=True)))
+        cache = Cache(*(put(c, turn, slots, n, 3) for c, n in zip(cache, (k, v), strict=True)))
         if fresh:
             mixed = layer.mix(q, k, v)
         else:
@@ -105,7 +105,26 @@ def advance(
 
 
 def attend(q: Array, k: Array, v: Array, positions: Array, window: int | None) -> Array:
-    """Queries `[B, T, N, h]` at `positions [B, T]` over cached keys and values `[B, S, K, h]`."""
-    ago = positions[:, :, None] - jnp.arange(k.shape[1])[None, None, :]
+    """Queries `[B, T, N, h]` at `positions [B, T]` over cached keys and values `[B, K, S, h]`."""
+    ago = positions[:, :, None] - jnp.arange(k.shape[2])[None, None, :]
     seen = (ago >= 0) if window is None else (ago >= 0) & (ago < window)
+    if q.shape[1] == 1:
+        return attend_alone(q, k, v, seen)
+    k, v = (jnp.swapaxes(x, 1, 2) for x in (k, v))
     return jax.nn.dot_product_attention(q, k, v, mask=seen[:, None], implementation="xla")
+
+
+def attend_alone(q: Array, k: Array, v: Array, seen: Array) -> Array:
+    """`attend` for one token a row, `seen [B, 1, S]`.
+
+    The products are written with keys and values as they lie: `jax.nn.dot_product_attention` has
+    both transposed at every token, on a CPU most of what attention costs.
+    """
+    rows, _, heads, size = q.shape
+    grouped = q.reshape(rows, k.shape[1], -1, size)  # [B, K, N/K, h]
+    each = ((0, 1), (0, 1))
+    scores = lax.dot_general(k, grouped, (((3,), (3,)), each), preferred_element_type=jnp.float32)
+    scores = jnp.swapaxes(scores, 2, 3) * size**-0.5  # [B, K, N/K, S]
+    scores = jnp.where(seen[:, None], scores, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(scores).astype(v.dtype)
+    return lax.dot_general(weights, v, (((3,), (2,)), each)).reshape(rows, 1, heads, size)

@@ -24,10 +24,14 @@ from fastweights.nn.mesh import BATCH, split
 
 
 class Cache(NamedTuple):
-    """Keys and values of S slots; every layer keeps all, those with a sliding window too."""
+    """Keys and values of S slots; every layer keeps all, those with a sliding window too.
 
-    k: Array  # [turns, B, S, K, h]
-    v: Array  # [turns, B, S, K, h]
+    Heads come before slots: a product over one of them reads what lies together, and no token has
+    the whole cache transposed for it.
+    """
+
+    k: Array  # [turns, B, K, S, h]
+    v: Array  # [turns, B, K, S, h]
 
 
 class Fast(NamedTuple):
@@ -54,7 +58,7 @@ def batch(state: State) -> int:
 
 def capacity(state: State) -> int:
     """Tokens a row can hold."""
-    return state.caches[0].k.shape[2]
+    return state.caches[0].k.shape[3]
 
 
 def empty(model: Decoder, rows: int, max_length: int) -> State:
@@ -67,7 +71,7 @@ def empty(model: Decoder, rows: int, max_length: int) -> State:
     """
     config = model.config
     turns, dtype = config.layers // config.period, jnp.dtype(config.dtype)
-    slots = (turns, rows, max_length, config.kv_heads, config.head_dim)
+    slots = (turns, rows, config.kv_heads, max_length, config.head_dim)
 
     def fast(mlp: object) -> Fast | None:
         if not isinstance(mlp, InPlaceMLP):
@@ -91,7 +95,7 @@ def empty(model: Decoder, rows: int, max_length: int) -> State:
 def laid_out(model: Decoder, state: State) -> State:
     """A state on the mesh of the model's weights: split by rows, and as `tensor` splits layers."""
     on_mesh = functools.partial(split, mesh_of=model.embed.embedding[...])
-    heads = lambda x: on_mesh(x, None, BATCH, None, "tensor", None)
+    heads = lambda x: on_mesh(x, None, BATCH, "tensor", None, None)
     return State(
         on_mesh(state.lengths, BATCH),
         on_mesh(state.logits, BATCH, "tensor"),
@@ -108,18 +112,18 @@ def laid_out(model: Decoder, state: State) -> State:
     )
 
 
-def put(x: Array, turn: ArrayLike, slots: Array, new: Array) -> Array:
-    """`x [turns, B, S, ...]` with `new [B, T, ...]` in one turn's `slots [B, T]`, those beyond S
-    dropped.
+def put(x: Array, turn: ArrayLike, slots: Array, new: Array, axis: int = 2) -> Array:
+    """`x [turns, B, .., S, ..]` with `new [B, T, ..]` in one turn's `slots [B, T]`.
 
-    It is `x.at[turn, arange(B)[:, None], slots].set(new, mode="drop")`, said so that XLA sees that
+    S is at `axis`, and slots beyond it are dropped. At axis 2 it is
+    `x.at[turn, arange(B)[:, None], slots].set(new, mode="drop")`, said so that XLA sees that
     a row only goes to its own row: rows that are split over devices stay where they are.
     """
     where = jnp.stack([jnp.broadcast_to(turn, slots.shape), slots], -1)
     dimensions = lax.ScatterDimensionNumbers(
         update_window_dims=tuple(range(2, new.ndim)),
-        inserted_window_dims=(0, 2),
-        scatter_dims_to_operand_dims=(0, 2),
+        inserted_window_dims=(0, axis),
+        scatter_dims_to_operand_dims=(0, axis),
         operand_batching_dims=(1,),
         scatter_indices_batching_dims=(0,),
     )

@@ -16,7 +16,7 @@ from fastweights.errors import CheckpointError
 from fastweights.inference.state import State, empty
 from fastweights.models.decoder import Decoder
 
-FORMAT = "fastweights-state-1"
+FORMAT = "fastweights-state-2"
 #: NumPy has no bfloat16: its bits are stored under a name that says so
 BITS = ":bfloat16"
 #: fields of a config that no state depends on
@@ -123,7 +123,7 @@ def _like(model: Decoder, arrays: dict[str, np.ndarray], path: str | Path) -> St
     keys = arrays.get("caches.0.k")
     if keys is None or keys.ndim != 5:
         raise CheckpointError("the state has no keys and values", where=path)
-    rows, room = keys.shape[1:3]
+    rows, room = keys.shape[1], keys.shape[3]
     expected: State = jax.eval_shape(lambda: empty(model, rows, room))
 
     def groups(j: int, weights: Any) -> Any:

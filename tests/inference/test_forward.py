@@ -1,0 +1,85 @@
+"""Attention over the cache against its sums in float64, and what is put where."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fastweights.inference.forward import attend
+from fastweights.inference.state import put
+
+ROWS, KV, SLOTS, SIZE = 3, 2, 11, 4
+
+
+def cache(seed, dtype=np.float32):
+    """Keys and values; what was never written is large, and must not be seen."""
+    k, v = (
+        np.array(jax.random.normal(key, (ROWS, KV, SLOTS, SIZE)))
+        for key in jax.random.split(jax.random.key(seed))
+    )
+    return jnp.asarray(k, dtype), jnp.asarray(v, dtype)
+
+
+def reference(q, k, v, positions, window):
+    """A query, a head and a slot at a time."""
+    q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
+    out = np.zeros(q.shape)
+    for b, t, n in np.ndindex(q.shape[:3]):
+        head = n // (q.shape[2] // KV)
+        first = 0 if window is None else max(0, positions[b, t] - window + 1)
+        slots = [s for s in range(SLOTS) if first <= s <= positions[b, t]]
+        scores = np.array([q[b, t, n] @ k[b, head, s] / SIZE**0.5 for s in slots])
+        weights = np.exp(scores - scores.max())
+        for weight, s in zip(weights / weights.sum(), slots, strict=True):
+            out[b, t, n] += weight * v[b, head, s]
+    return out
+
+
+@pytest.mark.parametrize("window", [None, 1, 3, 100])
+@pytest.mark.parametrize("per_group", [1, 3])
+@pytest.mark.parametrize("tokens", [1, 4])
+def test_attention_over_the_cache_is_its_sums(tokens, per_group, window):
+    """One token has products of its own, several have jax's."""
+    k, v = cache(0)
+    q = 3 * jax.random.normal(jax.random.key(1), (ROWS, tokens, KV * per_group, SIZE))
+    positions = np.array([[0], [5], [SLOTS - tokens]]) + np.arange(tokens)
+    unseen = np.arange(SLOTS)[None, None, :, None] > positions.max(1)[:, None, None, None]
+    found = attend(
+        q, jnp.where(unseen, 1e9, k), jnp.where(unseen, 1e9, v), jnp.asarray(positions), window
+    )
+    wanted = reference(q, k, v, positions, window)
+    np.testing.assert_allclose(found, wanted, rtol=2e-5, atol=2e-6)
+
+
+def test_a_row_that_has_no_slot_left_to_see_gives_numbers():
+    """A full row that has ended goes on in the batch, beyond a window of one token."""
+    k, v = cache(0)
+    q = jnp.ones((ROWS, 1, KV, SIZE))
+    found = attend(q, k, v, jnp.full((ROWS, 1), SLOTS), 1)
+    assert np.isfinite(found).all()
+
+
+def test_one_token_in_bfloat16_is_rounded_at_its_ends_only():
+    k, v = cache(2, jnp.bfloat16)
+    q = jax.random.normal(jax.random.key(3), (ROWS, 1, KV, SIZE), jnp.bfloat16)
+    positions = np.full((ROWS, 1), SLOTS - 1)
+    found = attend(q, k, v, jnp.asarray(positions), None)
+    assert found.dtype == jnp.bfloat16
+    wanted = reference(q, k, v, positions, None)
+    # of weights, products and result, 8 bits each
+    np.testing.assert_allclose(np.asarray(found, np.float64), wanted, rtol=2**-7, atol=2**-7)
+
+
+@pytest.mark.parametrize("axis", [2, 3])
+def test_new_tokens_are_put_in_their_rows_slots_and_nowhere_else(axis):
+    shape = (2, ROWS, KV, SLOTS, SIZE) if axis == 3 else (2, ROWS, SLOTS, KV, SIZE)
+    x = np.asarray(jax.random.normal(jax.random.key(0), shape))
+    new = np.asarray(jax.random.normal(jax.random.key(1), (ROWS, 2, KV, SIZE)))
+    slots = np.array([[0, 1], [7, SLOTS], [SLOTS, SLOTS + 3]])  # from SLOTS on there are none
+    wanted = x.copy()
+    for b, t in np.ndindex(slots.shape):
+        if slots[b, t] < SLOTS:
+            at = (1, b, slots[b, t]) if axis == 2 else (1, b, slice(None), slots[b, t])
+            wanted[at] = new[b, t]
+    found = put(jnp.asarray(x), 1, jnp.asarray(slots), jnp.asarray(new), axis)
+    np.testing.assert_array_equal(found, wanted)
