@@ -195,14 +195,15 @@ def draw_continual() -> None:
 
 
 def draw_fast_slow() -> None:
-    """Accuracy by rollouts and by divergence, of the arms with five seeds."""
+    """Accuracy by rollouts and by divergence, of the main arms; of all where they were not run."""
     from fastweights import plot
 
     for file in sorted(set(RESULTS.glob("fst_*.json")) - {fst_continual.OUT}):
         runs = load(file.stem)["runs"]
+        names = fst.MAIN if all(fst.reported(runs, x) for x in fst.MAIN) else fst.ARMS
         curves = {
             f"{name}, seed {run['seed']}": fst.points(run)
-            for name in fst.MAIN
+            for name in names
             for run in fst.reported(runs, name)
         }
         figure = plot.fast_slow(curves, "prompts by inductive edits; a line is a seed")
