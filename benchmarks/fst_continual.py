@@ -1,7 +1,7 @@
 """Several tasks in one run: what is kept of each, and what a policy can still learn.
 
-    python benchmarks/fst_continual.py --sweep   # the learning rates of both arms, seed 100
-    python benchmarks/fst_continual.py           # 3 seeds of both arms
+    python benchmarks/fst_continual.py --sweep   # the learning rates of every arm, seed 100
+    python benchmarks/fst_continual.py           # 3 seeds of every arm
 
 Before the first task and after each, a run is scored on all tasks, and a fresh run of RL only, from
 the seed prompt, learns a rule that none of them has from its weights: the probe. A stage that is
@@ -33,7 +33,7 @@ from fastweights.tasks.programs import Programs
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "benchmarks" / "results" / "fst_continual.json"
-ARMS = ("fst", "rl")
+ARMS = ("fst", "rl", "evolution-rl")
 #: a rule that no task of the run has, and the rate it is learned at
 PROBE, PROBE_RATE = Programs(odd="wt", even="ri"), 1e-3
 #: task -> NAME of the fst_NAME.json that has its runs alone
