@@ -189,7 +189,7 @@ def draw_continual() -> None:
     }
     if not arms:
         return
-    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    figure = Figure(figsize=(8.5, 3.6), layout="constrained")
     plot.stage_curves(figure.subplots(), arms, runs[0]["tasks"], runs[0]["updates"])
     figure.savefig(ROOT / "docs" / "images" / "fst_continual.png", dpi=110)
 

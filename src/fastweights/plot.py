@@ -122,7 +122,7 @@ def stage_curves(
     ax.set(xlabel="updates", ylabel="accuracy on the task (%)", ylim=(0, 100))
     ax.set_xlim(0, len(tasks) * updates)
     ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(frameon=False, loc="upper left")
+    ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return ax
 
 
