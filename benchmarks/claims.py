@@ -10,6 +10,7 @@ from typing import Any
 import books
 import catch
 import fst
+import fst_continual
 from in_place_page import GIB
 
 from fastweights.train.sweep import result
@@ -149,6 +150,30 @@ def prompts(what: str) -> Callable[[dict[str, Any]], list[list[str]]]:
     return row
 
 
+def several(record: dict[str, Any]) -> list[list[str]]:
+    """What is left of the first tasks of a run after its last one."""
+    *first, _ = record["runs"][0]["tasks"]
+    left = {}
+    for name in fst_continual.ARMS:
+        ends = [run["stages"][-1]["scores"] for run in fst_continual.reported(record["runs"], name)]
+        if ends:
+            means = [statistics.fmean(x[task]["accuracy_own"] for x in ends) for task in first]
+            left[name] = ", ".join(f"{100 * mean:.1f}" for mean in means)
+    beside = f"RL only {left['rl']}"
+    if "evolution-rl" in left:
+        beside += f", prompts and then weights {left['evolution-rl']}"
+    seeds = len(fst_continual.reported(record["runs"], "fst"))
+    each, last = record["runs"][0]["updates"], len(first) + 1
+    return [
+        [
+            f"the same, {last} tasks in a row, accuracy on the first {last - 1} at the end",
+            f"**{left['fst']} %**",
+            beside,
+            f"{seeds} seeds, {each} updates a task; [more](docs/fast_slow_measured.md)",
+        ]
+    ]
+
+
 #: name of a result -> its lines
 CLAIMS: tuple[tuple[str, Callable[[dict[str, Any]], list[list[str]]]], ...] = (
     ("retrieval_table", retrieval),
@@ -161,4 +186,5 @@ CLAIMS: tuple[tuple[str, Callable[[dict[str, Any]], list[list[str]]]], ...] = (
     ("fst_conventions", prompts("fast-slow training, accuracy, a convention to find")),
     ("fst_programs", prompts("the same, a rule for every kind of input")),
     ("fst_star_graph", prompts("the same, a task that RL never gets a first reward in")),
+    ("fst_continual", several),
 )
