@@ -41,6 +41,7 @@ PAGES = {
         "fst_star_graph",
         "fst_programs",
         "fst_short_prompts",
+        "fst_in_place",
         "fst_continual",
     ),
 }
