@@ -153,23 +153,24 @@ def prompts(what: str) -> Callable[[dict[str, Any]], list[list[str]]]:
 def several(record: dict[str, Any]) -> list[list[str]]:
     """What is left of the first tasks of a run after its last one."""
     *first, _ = record["runs"][0]["tasks"]
-    left = {}
+    left, seeds = {}, set()
     for name in fst_continual.ARMS:
         ends = [run["stages"][-1]["scores"] for run in fst_continual.reported(record["runs"], name)]
         if ends:
+            seeds.add(len(ends))
             means = [statistics.fmean(x[task]["accuracy_own"] for x in ends) for task in first]
             left[name] = ", ".join(f"{100 * mean:.1f}" for mean in means)
     beside = f"RL only {left['rl']}"
     if "evolution-rl" in left:
         beside += f", prompts and then weights {left['evolution-rl']}"
-    seeds = len(fst_continual.reported(record["runs"], "fst"))
     each, last = record["runs"][0]["updates"], len(first) + 1
+    counts = " to ".join(map(str, sorted(seeds)))
     return [
         [
             f"the same, {last} tasks in a row, accuracy on the first {last - 1} at the end",
             f"**{left['fst']} %**",
             beside,
-            f"{seeds} seeds, {each} updates a task; [more](docs/fast_slow_measured.md)",
+            f"{counts} seeds, {each} updates a task; [more](docs/fast_slow_measured.md)",
         ]
     ]
 
