@@ -164,13 +164,15 @@ def several(record: dict[str, Any]) -> list[list[str]]:
     if "evolution-rl" in left:
         beside += f", prompts and then weights {left['evolution-rl']}"
     each, last = record["runs"][0]["updates"], len(first) + 1
-    counts = " to ".join(map(str, sorted(seeds)))
+    how = (
+        f"{' to '.join(map(str, sorted(seeds)))} seeds, {each} updates a task, each arm at its rate"
+    )
     return [
         [
             f"the same, {last} tasks in a row, accuracy on the first {last - 1} at the end",
             f"**{left['fst']} %**",
             beside,
-            f"{counts} seeds, {each} updates a task; [more](docs/fast_slow_measured.md)",
+            f"{how}; [more](docs/fast_slow_measured.md)",
         ]
     ]
 

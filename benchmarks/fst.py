@@ -26,7 +26,7 @@ import tyro
 
 from fastweights import pretrained
 from fastweights.cli import load_config
-from fastweights.errors import ConfigError
+from fastweights.errors import ConfigError, FastWeightsError
 from fastweights.fastslow.config import ARMS, FastSlow, arm, check
 from fastweights.fastslow.loop import fingerprint, train_fast_slow
 from fastweights.fastslow.report import load, two_by_two
@@ -86,6 +86,17 @@ def base_config(options: Options) -> FastSlow:
         proposer=options.proposer,
         train=dataclasses.replace(config.train, steps=updates),
     )
+
+
+def origin_of(base: str) -> str:
+    """What tells a base model from others: runs of two are not compared."""
+    try:
+        model = pretrained.load(base).model
+    except FastWeightsError as error:
+        raise SystemExit(
+            f"{error}\nThe header of the config says how to train its base."
+        ) from error
+    return fingerprint(model)[:12]
 
 
 def run(config: FastSlow, folder: Path) -> dict[str, Any]:
@@ -339,7 +350,7 @@ def main(options: Options) -> None:
     """Run what is missing, save after each, print the table."""
     base = base_config(options)
     out = options.out or (options.runs if options.quick else RESULTS) / f"fst_{options.task}.json"
-    origin = fingerprint(pretrained.load(base.base).model)[:12]
+    origin = origin_of(base.base)
     read = lambda: json.loads(out.read_text())["runs"] if out.exists() else []
     if others := {(x["updates"], x["base"]) for x in read()} - {(base.train.steps, origin)}:
         raise SystemExit(

@@ -22,10 +22,9 @@ import fst
 import harness
 import tyro
 
-from fastweights import pretrained
 from fastweights.cli import load_config
 from fastweights.fastslow.config import FastSlow, arm
-from fastweights.fastslow.loop import evaluate, fingerprint, train_fast_slow
+from fastweights.fastslow.loop import evaluate, train_fast_slow
 from fastweights.fastslow.report import load
 from fastweights.fastslow.run import Run, begin
 from fastweights.tasks.continual import Continual
@@ -251,7 +250,7 @@ def table(runs: list[dict[str, Any]], peak: dict[str, float]) -> str:
 def main(options: Options) -> None:
     """Run what is missing, save after each stage, print the table."""
     base, task = config_of(options)
-    origin = fingerprint(pretrained.load(options.base).model)[:12]
+    origin = fst.origin_of(options.base)
     read = lambda: json.loads(options.out.read_text())["runs"] if options.out.exists() else []
     ours = {"updates": task.updates, "probe_updates": options.probe, "base": origin}
     for run in read():

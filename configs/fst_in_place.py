@@ -5,7 +5,7 @@
 
 The task of `configs/fst_programs.py`. Within an answer the fast weights of the MLPs move, between
 updates the prompts, with every update the weights. The learning rate is the one that
-`benchmarks/fst.py` chose for the model without test-time training.
+`benchmarks/fst.py` chose.
 """
 
 import dataclasses

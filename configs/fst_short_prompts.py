@@ -7,7 +7,8 @@
 
 The task of `configs/fst_programs.py` with room for three operations in place of six, where the two
 halves of the rule have five: a prompt can own one kind of input at most. This is what several
-prompts are for, if they are for anything. The arm `rl-oracle` is told the whole rule all the same.
+prompts should be for; docs/fast_slow_measured.md has what came of it. The arm `rl-oracle` is told
+the whole rule all the same.
 """
 
 import dataclasses

@@ -12,12 +12,9 @@ ROWS, KV, SLOTS, SIZE = 3, 2, 11, 4
 
 
 def cache(seed, dtype=np.float32):
-    """Keys and values; what was never written is large, and must not be seen."""
-    k, v = (
-        np.array(jax.random.normal(key, (ROWS, KV, SLOTS, SIZE)))
-        for key in jax.random.split(jax.random.key(seed))
-    )
-    return jnp.asarray(k, dtype), jnp.asarray(v, dtype)
+    """Keys and values of full rows."""
+    keys = jax.random.split(jax.random.key(seed))
+    return tuple(jax.random.normal(key, (ROWS, KV, SLOTS, SIZE), dtype) for key in keys)
 
 
 def reference(q, k, v, positions, window):
@@ -39,7 +36,7 @@ def reference(q, k, v, positions, window):
 @pytest.mark.parametrize("per_group", [1, 3])
 @pytest.mark.parametrize("tokens", [1, 4])
 def test_attention_over_the_cache_is_its_sums(tokens, per_group, window):
-    """One token has products of its own, several have jax's."""
+    """One token has products of its own, several have jax's; what is not seen yet is large."""
     k, v = cache(0)
     q = 3 * jax.random.normal(jax.random.key(1), (ROWS, tokens, KV * per_group, SIZE))
     positions = np.array([[0], [5], [SLOTS - tokens]]) + np.arange(tokens)

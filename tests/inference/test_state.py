@@ -155,6 +155,9 @@ def test_damaged_and_foreign_files_are_refused(tmp_path):
     np.savez(tmp_path / "arrays.npz", a=np.zeros(3))
     with pytest.raises(CheckpointError, match="not a state"):
         fw.inference.load(model, tmp_path / "arrays.npz")
+    np.savez(tmp_path / "older.npz", format=np.asarray("fastweights-state-1"))
+    with pytest.raises(CheckpointError, match="another version"):
+        fw.inference.load(model, tmp_path / "older.npz")
     np.savez(tmp_path / "objects.npz", format=np.array([{}], object))
     with pytest.raises(CheckpointError, match="cannot be read"):
         fw.inference.load(model, tmp_path / "objects.npz")

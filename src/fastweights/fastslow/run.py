@@ -100,8 +100,9 @@ def begin(config: FastSlow, mesh: jax.sharding.Mesh | None = None) -> Run:
             "there is no base model",
             where=config.base,
             cause="it is not trained yet, or this is another folder",
-            next="for the small world: fastweights train configs/fst_base.py --run-dir "
-            f"{config.base}; or give --base the directory of a run or a Hugging Face checkpoint",
+            next="train it as the header of the config says, for the small world by fastweights "
+            "train configs/fst_base.py --run-dir runs/fst_base; or give --base the directory of a "
+            "run or a Hugging Face checkpoint",
         )
     mesh = mesh or make_mesh(config.mesh)
     base = pretrained.load(config.base, mesh=mesh)

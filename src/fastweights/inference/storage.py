@@ -78,7 +78,15 @@ def load(model: Decoder, path: str | Path) -> State:
             where=path,
             cause=f"there is no such file, or it is damaged ({error})",
         ) from error
-    if str(arrays.pop("format", "")) != FORMAT:
+    written = str(arrays.pop("format", ""))
+    if written != FORMAT and written.rpartition("-")[0] == FORMAT.rpartition("-")[0]:
+        raise CheckpointError(
+            f"this state is laid out as {written}, not as {FORMAT}",
+            where=path,
+            cause="another version of fastweights wrote it",
+            next="read the text again with prefill",
+        )
+    if written != FORMAT:
         raise CheckpointError(
             "this file is not a state", where=path, cause="it was not written by save()"
         )
