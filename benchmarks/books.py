@@ -1,8 +1,8 @@
 """What test-time training is worth on held-out books: loss against position, an arm a line.
 
-    python benchmarks/books.py --data DIR                 # four arms, 3 seeds: hours on 2 cores
-    python benchmarks/books.py --data DIR --ablations       # one change each, one seed
-    python benchmarks/books.py --data DIR --quick           # 100 updates of the arms, in minutes
+    python benchmarks/books.py --data DIR               # four arms, 3 seeds: hours on 2 cores
+    python benchmarks/books.py --data DIR --ablations   # one change each, one seed, 1,000 updates
+    python benchmarks/books.py --data DIR --quick       # 100 updates of the arms, in minutes
     python benchmarks/books.py --data DIR --arms "in-place TTT"   # a process of its own for some
 
 DIR holds the books of `configs/books.py`, whose model, data, order and number of updates all arms
@@ -38,6 +38,8 @@ RESULTS = ROOT / "benchmarks" / "results"
 BINS = 8
 #: bytes in each of the parts of a window
 WIDTH = 128
+#: updates of the ablations, a third of the config's: there are many of them
+SHORT = 1000
 #: tokens read, and tokens predicted after them, beyond the length of training
 LONG = {"block": 128, "contexts": (0, 128, 256, 512, 1024, 2048, 3968)}
 
@@ -64,10 +66,10 @@ def wider(config: Config) -> Config:
     return plain(config, intermediate=math.ceil((width + added / (3 * hidden)) / 16) * 16)
 
 
-BASELINE, WIDER = "sliding window", "sliding window, wider"
+BASELINE, OURS, WIDER = "sliding window", "in-place TTT", "sliding window, wider"
 ARMS: dict[str, Callable[[Config], Config]] = {
     BASELINE: plain,
-    "in-place TTT": lambda config: config,
+    OURS: lambda config: config,
     WIDER: wider,
     "full attention": lambda config: plain(config, windows=()),
 }
@@ -93,12 +95,13 @@ class Options:
     Attributes:
         data: folder of the books.
         seeds: runs an arm, seeds 0, 1, ...
-        ablations: run the ablations, with seed 0, in place of the arms.
+        ablations: run the ablations and what they are compared with, all with seed 0.
         arms: only these.
-        steps: updates; those of the config by default.
+        steps: updates; those of the config by default, 1,000 for ablations.
         rows: windows of the test books.
         quick: 100 updates, one seed, 16 windows.
-        out: the JSON; benchmarks/results/books.json by default, in `runs` if quick.
+        out: the JSON; books.json or books_ablations.json in benchmarks/results by default, in
+            `runs` if quick.
         runs: directory of the run directories.
     """
 
@@ -177,12 +180,14 @@ def run(arm: str, config: Config, seed: int, folder: Path, rows: int) -> dict[st
 
 def wanted(options: Options) -> list[tuple[str, Callable[[Config], Config], int]]:
     """(arm, its change, seed) of every run asked for, seeds outermost."""
-    arms = ABLATIONS if options.ablations else ARMS
+    arms = ARMS | ABLATIONS if options.ablations else ARMS
     unknown = set(options.arms) - set(arms)
     if unknown:
         raise SystemExit(f"no arm {unknown.pop()!r}; there are {', '.join(arms)}")
     seeds = 1 if options.quick or options.ablations else options.seeds
-    names = options.arms or tuple(arms)
+    names = options.arms or tuple(
+        name for name in arms if not (options.ablations and name == WIDER)
+    )
     return [(name, arms[name], seed) for seed in range(seeds) for name in names]
 
 
@@ -270,7 +275,7 @@ def table(runs: list[dict[str, Any]]) -> str:
             f"| {arm} | {len(mine)} | {mine[0]['parameters']:,} | {first:.4f} | {end:.4f} | "
             f"{' | '.join(cells)} |"
         )
-    if found := compared(runs, "in-place TTT", WIDER):
+    if found := compared(runs, OURS, WIDER):
         first, end = (f"{found[k][0]:+.4f} ± {found[k][1]:.4f}" for k in ("first", "end"))
         lines.append(
             f"\nIn-place TTT against *{WIDER}*, which has no fewer parameters: "
@@ -279,11 +284,31 @@ def table(runs: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def ablation_table(runs: list[dict[str, Any]]) -> str:
+    """An arm a row, beside the baseline and beside in-place TTT, and after a context too long."""
+    context = runs[0]["long"]["context"][-1]
+    lines = [
+        f"| arm | parameters | first eighth | second half | less that of {BASELINE} | "
+        f"less that of {OURS} | after {context:,} bytes |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for run in sorted(runs, key=lambda run: [*ARMS, *ABLATIONS].index(run["arm"])):
+        losses = matrix(run)
+        cells = [f"{losses[:, 0].mean():.4f}", f"{losses[:, BINS // 2 :].mean():.4f}"]
+        for other in (BASELINE, OURS):
+            found = compared(runs, run["arm"], other)
+            cells.append("{:+.4f} ± {:.4f}".format(*found["end"]) if found else "–")
+        cells.append(f"{run['long']['loss'][-1]:.4f}")
+        lines.append(f"| {run['arm']} | {run['parameters']:,} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main(options: Options) -> None:
     """Run what is missing, save after each, print the table."""
-    steps = options.steps or (100 if options.quick else None)
+    steps = options.steps or (100 if options.quick else SHORT if options.ablations else None)
     base, rows = base_config(options.data, steps), 16 if options.quick else options.rows
-    out = options.out or (options.runs if options.quick else RESULTS) / "books.json"
+    name = "books_ablations.json" if options.ablations else "books.json"
+    out = options.out or (options.runs if options.quick else RESULTS) / name
     for arm, change, seed in wanted(options):
         record = json.loads(out.read_text()) if out.exists() else {"runs": []}
         key = (arm, seed, base.train.steps)
@@ -305,7 +330,8 @@ def main(options: Options) -> None:
             f"{(time.monotonic() - begun) / 60:.1f} minutes",
             flush=True,
         )
-    print("\n" + table(json.loads(out.read_text())["runs"]))
+    show = ablation_table if options.ablations else table
+    print("\n" + show(json.loads(out.read_text())["runs"]))
 
 
 if __name__ == "__main__":

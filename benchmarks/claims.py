@@ -75,7 +75,7 @@ def games(level: str) -> Callable[[dict[str, Any]], list[list[str]]]:
 
 def text(record: dict[str, Any]) -> list[list[str]]:
     """Test-time training against the same model without, on held-out books."""
-    found = books.compared(record["runs"], "in-place TTT")
+    found = books.compared(record["runs"], books.OURS)
     if found is None:
         return []
     number = lambda pair: f"{pair[0]:+.4f} ± {pair[1]:.4f}"

@@ -35,7 +35,7 @@ PAGES = {
     ),
     ROOT / "docs" / "catch.md": ("catch", "catch_grid"),
     ROOT / "docs" / "performance.md": ("in_place", "decode", "gpu"),
-    ROOT / "docs" / "in_place_ttt.md": ("books",),
+    ROOT / "docs" / "in_place_ttt.md": ("books", "books_ablations"),
     ROOT / "docs" / "fast_slow_measured.md": (
         "fst_conventions",
         "fst_star_graph",
@@ -137,14 +137,15 @@ def circumstances(runs: list[dict[str, Any]]) -> str:
     return f"{'; '.join(machines)}; {', '.join(versions)}; {dates}."
 
 
-def books_table() -> str:
-    """The arms and ablations on held-out books, with their circumstances."""
-    if not (RESULTS / "books.json").exists():
+def books_table(name: str) -> str:
+    """The arms or the ablations on held-out books, with their circumstances."""
+    if not (RESULTS / f"{name}.json").exists():
         return "Not run yet."
-    runs = load("books")["runs"]
+    runs = load(name)["runs"]
     updates = span([f"{r['updates']:,}" for r in runs])
+    table = books.table if name == "books" else books.ablation_table
     return (
-        f"{books.table(runs)}\n\nNats a byte; {updates} updates; {runs[0]['rows']} windows; "
+        f"{table(runs)}\n\nNats a byte; {updates} updates; {runs[0]['rows']} windows; "
         f"{circumstances(runs)}"
     )
 
@@ -267,8 +268,8 @@ def render(name: str) -> str:
         return table([load("retrieval"), load("glimpses")])
     if name == "claims":
         return claims.table(load, lambda result: (RESULTS / f"{result}.json").exists())
-    if name == "books":
-        return books_table()
+    if name.startswith("books"):
+        return books_table(name)
     if name == "fst_continual":
         return continual_table()
     if name.startswith("fst_"):

@@ -89,6 +89,27 @@ def test_both_baselines_are_named_where_both_were_run(books):
     assert "first eighth -0.3750 ± 0.0000, second half -0.3750 ± 0.0000; seeds 1." in text
 
 
+def test_an_ablation_is_beside_both_arms(books):
+    """Rows in the order of the arms; a difference to itself is none."""
+    base = np.full((2, 8), 2.0)
+    runs = [
+        made(arm, 0, base - less) | {"long": {"context": [0, 96], "loss": [3.0, 2.5 - less]}}
+        for arm, less in (("C = 64", 0.125), (books.OURS, 0.5), (books.BASELINE, 0.0))
+    ]
+    head, _, *rows = books.ablation_table(runs).splitlines()
+    assert head.endswith("| after 96 bytes |")
+    assert rows == [
+        "| sliding window | 7 | 2.0000 | 2.0000 | – | +0.5000 ± 0.0000 | 2.5000 |",
+        "| in-place TTT | 7 | 1.5000 | 1.5000 | -0.5000 ± 0.0000 | – | 2.0000 |",
+        "| C = 64 | 7 | 1.8750 | 1.8750 | -0.1250 ± 0.0000 | +0.3750 ± 0.0000 | 2.3750 |",
+    ]
+
+
+def test_ablations_come_with_what_they_are_compared_with(books, tmp_path):
+    arms = [arm for arm, _, seed in books.wanted(books.Options(tmp_path, ablations=True))]
+    assert arms == [books.BASELINE, books.OURS, "full attention", *books.ABLATIONS]
+
+
 def test_windows_are_spread_over_the_books(books):
     assert books.spread_evenly(10, 4).tolist() == [0, 3, 6, 9]
     assert books.spread_evenly(3, 192).tolist() == [0, 1, 2]
