@@ -10,6 +10,7 @@ from tolerances import assert_close
 from fastweights.models.glimpse import GlimpseModel, GlimpseNet
 from fastweights.models.glimpse_views import glimpses
 from fastweights.models.retrieval import RetrievalModel, RetrievalNet
+from fastweights.nn import unroll
 from fastweights.rules import Hebbian
 
 CELLS = ["fast-weights", "irnn", "ln-rnn", "lstm", "associative-lstm"]
@@ -69,6 +70,26 @@ def test_retrieval_net_reads_the_last_step():
     head = relu(activity @ np.float64(net.head.kernel[...]) + np.float64(net.head.bias[...]))
     expected = head @ np.float64(net.out.kernel[...]) + np.float64(net.out.bias[...])
     assert_close(net(jnp.asarray(tokens))[1], expected)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_working_out_a_symbol_once_is_working_it_out_at_every_step(cell):
+    """Activities and all gradients of a batch in which symbols repeat and most do not occur."""
+    config = RetrievalModel(cell=cell, hidden=8, embed=6, expand=5, head=7)
+    net = randomise(RetrievalNet(config, 37, 10, rngs=nnx.Rngs(0)))
+    tokens = jnp.asarray(np.random.default_rng(0).integers(0, 9, (4, 11)))
+    graph, weights = nnx.split(net)
+
+    def loss(weights, at_every_step):
+        net = nnx.merge(graph, weights)
+        plain = lambda row: unroll(net.cell, net.expand(net.embed(row)))[1]
+        hs = jax.vmap(plain if at_every_step else net.activities)(tokens)
+        return jnp.sum(jnp.sin(hs)), hs
+
+    (_, hs), gradient = jax.value_and_grad(loss, has_aux=True)(weights, False)
+    (_, expected), wanted = jax.value_and_grad(loss, has_aux=True)(weights, True)
+    assert_close(hs, expected)
+    jax.tree.map(assert_close, gradient, wanted)
 
 
 @pytest.mark.parametrize("cell", CELLS)

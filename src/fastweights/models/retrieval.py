@@ -6,10 +6,11 @@ symbol -> 50 embedding -> 100 expansion -> H recurrent units -> (last step) 100 
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from fastweights.nn import CellName, Start, embedding_start, kernel_start, make_cell, unroll
+from fastweights.nn import CellName, Start, embedding_start, kernel_start, make_cell, unroll_drives
 from fastweights.rules import Hebbian
 
 
@@ -57,9 +58,20 @@ class RetrievalNet(nnx.Module):
         self.head = linear(config.hidden, config.head)
         self.out = linear(config.head, classes)
 
+    def drives(self, tokens: Array) -> Array:
+        """What every step of one string hands to the cell: `[T]` int -> `[T, ...]`.
+
+        Up to here all is a function of the symbol alone, so it is worked out for each symbol once,
+        and not for each step of each string of a batch.
+        """
+        table = self.cell.project(self.expand(self.embed.embedding[...]))
+        return jnp.take(
+            table, tokens, axis=0
+        )  # NaN, as flax's Embed, where there is no such symbol
+
     def activities(self, tokens: Array) -> Array:
         """Recurrent activity at every step of one string: `[T]` int -> `[T, H]`."""
-        return unroll(self.cell, self.expand(self.embed(tokens)))[1]
+        return unroll_drives(self.cell, self.drives(tokens))[1]
 
     def __call__(self, tokens: Array) -> Array:
         """Logits of the class asked for: `[B, T]` int -> `[B, classes]`."""

@@ -51,7 +51,7 @@ def watch(net: RetrievalNet, tokens: Array) -> Activity:
         carry, settled = cell.step(carry, drive)
         return carry, Activity(query, settled)
 
-    drives = cell.project(net.expand(net.embed(tokens)))
+    drives = net.drives(tokens)
     return jax.lax.scan(step, cell.initial(len(drives)), drives)[1]
 
 

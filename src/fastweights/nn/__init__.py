@@ -6,7 +6,15 @@ from fastweights.nn.in_place import InPlaceMLP, InPlaceTTT
 from fastweights.nn.initializers import Start, embedding_start, kernel_start, scaled_identity
 from fastweights.nn.mlp import MLP
 from fastweights.nn.norm import RMSNorm
-from fastweights.nn.recurrent import LSTM, RNN, CellName, FastWeightCell, make_cell, unroll
+from fastweights.nn.recurrent import (
+    LSTM,
+    RNN,
+    CellName,
+    FastWeightCell,
+    make_cell,
+    unroll,
+    unroll_drives,
+)
 from fastweights.nn.rope import Rope
 
 __all__ = [
@@ -27,4 +35,5 @@ __all__ = [
     "make_cell",
     "scaled_identity",
     "unroll",
+    "unroll_drives",
 ]

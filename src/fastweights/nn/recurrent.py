@@ -35,7 +35,7 @@ class Cell(Protocol):
         ...
 
     def project(self, xs: Array) -> Array:
-        """Inputs `[T, I]` to what each step takes, `[T, ...]`."""
+        """Inputs `[T, I]` to what each step takes, `[T, ...]`, every row by itself."""
         ...
 
     def step(self, carry: Any, drive: Array) -> tuple[Any, Array]:
@@ -45,10 +45,17 @@ class Cell(Protocol):
 
 def unroll(cell: Cell, xs: Array) -> tuple[Any, Array]:
     """Run a cell over one sequence `[T, I]`; returns the final carry and activities `[T, H]`."""
-    drives = cell.project(xs)
+    return unroll_drives(cell, cell.project(xs))
+
+
+def unroll_drives(cell: Cell, drives: Array) -> tuple[Any, Array]:
+    """`unroll` from what `cell.project` makes of the sequence, `[T, ...]`.
+
+    For callers that need not project every step, such as those whose inputs repeat.
+    """
     if isinstance(cell, FastWeightCell):
         return cell.unroll(drives)
-    return jax.lax.scan(cell.step, cell.initial(len(xs)), drives)
+    return jax.lax.scan(cell.step, cell.initial(len(drives)), drives)
 
 
 class FastCarry(NamedTuple):
