@@ -236,6 +236,7 @@ def draw_books() -> None:
         plot.context_curves(
             middle, {books.BASELINE: nothing, **less}, f"less that of {books.BASELINE}"
         )
+        middle.get_legend().remove()  # its lines are those of the left, and it would lie on them
     plot.context_curves(right, books.long_curves(runs), "nats a byte, the next 128")
     for ax in (left, middle):
         ax.set_xlabel("position in the window")
