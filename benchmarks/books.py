@@ -288,8 +288,8 @@ def ablation_table(runs: list[dict[str, Any]]) -> str:
     """An arm a row, beside the baseline and beside in-place TTT, and after a context too long."""
     context = runs[0]["long"]["context"][-1]
     lines = [
-        f"| arm | parameters | first eighth | second half | less that of {BASELINE} | "
-        f"less that of {OURS} | after {context:,} bytes |",
+        f"| arm | parameters | first eighth | second half | it less {BASELINE}'s | "
+        f"it less {OURS}'s | after {context:,} bytes |",
         "|---|---|---|---|---|---|---|",
     ]
     for run in sorted(runs, key=lambda run: [*ARMS, *ABLATIONS].index(run["arm"])):
