@@ -180,14 +180,13 @@ def run(arm: str, config: Config, seed: int, folder: Path, rows: int) -> dict[st
 
 def wanted(options: Options) -> list[tuple[str, Callable[[Config], Config], int]]:
     """(arm, its change, seed) of every run asked for, seeds outermost."""
-    arms = ARMS | ABLATIONS if options.ablations else ARMS
+    beside = {name: arm for name, arm in ARMS.items() if name != WIDER}
+    arms = beside | ABLATIONS if options.ablations else ARMS
     unknown = set(options.arms) - set(arms)
     if unknown:
         raise SystemExit(f"no arm {unknown.pop()!r}; there are {', '.join(arms)}")
     seeds = 1 if options.quick or options.ablations else options.seeds
-    names = options.arms or tuple(
-        name for name in arms if not (options.ablations and name == WIDER)
-    )
+    names = options.arms or tuple(arms)
     return [(name, arms[name], seed) for seed in range(seeds) for name in names]
 
 
@@ -309,10 +308,14 @@ def main(options: Options) -> None:
     base, rows = base_config(options.data, steps), 16 if options.quick else options.rows
     name = "books_ablations.json" if options.ablations else "books.json"
     out = options.out or (options.runs if options.quick else RESULTS) / name
+    read = lambda: json.loads(out.read_text())["runs"] if out.exists() else []
     for arm, change, seed in wanted(options):
-        record = json.loads(out.read_text()) if out.exists() else {"runs": []}
-        key = (arm, seed, base.train.steps)
-        if key in {(r["arm"], r["seed"], r["updates"]) for r in record["runs"]}:
+        if {(r["updates"], r["rows"]) for r in read()} - {(base.train.steps, rows)}:
+            raise SystemExit(
+                f"{out} has runs of other updates or windows than {base.train.steps} and {rows}, "
+                "and arms are compared run by run: give --out another file"
+            )
+        if (arm, seed) in {(r["arm"], r["seed"]) for r in read()}:
             continue
         about = harness.circumstances(("fastweights", "jax", "jaxlib", "flax", "optax", "numpy"))
         about["command"] = about["command"].replace(str(options.data), "DIR")
@@ -321,9 +324,7 @@ def main(options: Options) -> None:
         folder = options.runs / f"{label}-updates{base.train.steps}-seed{seed}"
         result = run(arm, change(base), seed, folder, rows) | {"rows": rows}
         # another process may have added runs since
-        record = json.loads(out.read_text()) if out.exists() else {"runs": []}
-        record = about | {"runs": [*record["runs"], result | about]}
-        harness.save(record, out)
+        harness.save(about | {"runs": [*read(), result | about]}, out)
         end = statistics.fmean(matrix(result)[:, BINS // 2 :].mean(1))
         print(
             f"{arm}, seed {seed}: validation {result['validation_loss']:.4f}, test end {end:.4f}, "
@@ -331,7 +332,7 @@ def main(options: Options) -> None:
             flush=True,
         )
     show = ablation_table if options.ablations else table
-    print("\n" + show(json.loads(out.read_text())["runs"]))
+    print("\n" + show(read()))
 
 
 if __name__ == "__main__":

@@ -152,5 +152,8 @@ def test_from_text_to_table(books, monkeypatch, tmp_path, capsys):
     assert str(texts) not in text
     books.main(options)
     assert out.read_text() == text
+    with pytest.raises(SystemExit, match="other updates or windows than 4 and 16"):
+        books.main(dataclasses.replace(options, rows=16))
+    assert out.read_text() == text
     with pytest.raises(SystemExit, match="no arm 'lstm'"):
         books.main(dataclasses.replace(options, arms=("lstm",)))

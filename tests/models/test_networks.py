@@ -90,6 +90,7 @@ def test_working_out_a_symbol_once_is_working_it_out_at_every_step(cell):
     (_, expected), wanted = jax.value_and_grad(loss, has_aux=True)(weights, True)
     assert_close(hs, expected)
     jax.tree.map(assert_close, gradient, wanted)
+    assert np.all(np.isnan(net.drives(jnp.array([37]))))  # no such symbol
 
 
 @pytest.mark.parametrize("cell", CELLS)

@@ -65,9 +65,8 @@ class RetrievalNet(nnx.Module):
         and not for each step of each string of a batch.
         """
         table = self.cell.project(self.expand(self.embed.embedding[...]))
-        return jnp.take(
-            table, tokens, axis=0
-        )  # NaN, as flax's Embed, where there is no such symbol
+        # where there is no such symbol: NaN, as of flax's Embed; an index would be clamped
+        return jnp.take(table, tokens, axis=0)
 
     def activities(self, tokens: Array) -> Array:
         """Recurrent activity at every step of one string: `[T]` int -> `[T, H]`."""

@@ -145,7 +145,14 @@ class AssociativeLSTM(nnx.Module):
         return self.input(xs)
 
     def step(self, carry: AssociativeCarry, drive: Array) -> tuple[AssociativeCarry, Array]:
-        """One step: write with every head, then read with every head."""
+        """One step: write with every head, then read with every head.
+
+        What it works with is many times its carry: the backward pass works it out again, which
+        takes less time than keeping it.
+        """
+        return jax.checkpoint(self._step, prevent_cse=False)(carry, drive)
+
+    def _step(self, carry: AssociativeCarry, drive: Array) -> tuple[AssociativeCarry, Array]:
         cells = self.hidden // 2
         order = permutations(self.copies, cells)
         z = self.recurrent(carry.h) + drive

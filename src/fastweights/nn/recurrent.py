@@ -55,12 +55,7 @@ def unroll_drives(cell: Cell, drives: Array) -> tuple[Any, Array]:
     """
     if isinstance(cell, FastWeightCell):
         return cell.unroll(drives)
-    step = cell.step
-    if isinstance(cell, AssociativeLSTM):
-        # what a step works with is many times its carry, and keeping it for the backward pass takes
-        # longer than working it out again
-        step = jax.checkpoint(step, prevent_cse=False)
-    return jax.lax.scan(step, cell.initial(len(drives)), drives)
+    return jax.lax.scan(cell.step, cell.initial(len(drives)), drives)
 
 
 class FastCarry(NamedTuple):
