@@ -10,6 +10,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shlex
 import statistics
 import sys
 import time
@@ -129,7 +130,7 @@ def versions(packages: Sequence[str]) -> dict[str, str | None]:
 def circumstances(packages: Sequence[str]) -> dict[str, Any]:
     """What must stand beside every number: command, date, machine, versions, load average."""
     return {
-        "command": " ".join(["python", "benchmarks/" + Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join(["python", "benchmarks/" + Path(sys.argv[0]).name, *sys.argv[1:]]),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "machine": {"cpu": cpu_model(), "cores": cores(), "system": platform.system()},
         "versions": versions(packages),

@@ -30,7 +30,7 @@ PAGES = {
     ROOT / "docs" / "fast_weight_rnn.md": (
         "results",
         "retrieval_table",
-        "retrieval_20",
+        "retrieval_long",
         "glimpses_table",
     ),
     ROOT / "docs" / "catch.md": ("catch", "catch_grid"),

@@ -40,7 +40,7 @@ ARMS = {
     "IRNN": row("irnn", paper=(62.11, 60.23, 0.34)),
     "layer-normed RNN": row("ln-rnn"),
     "LSTM": row("lstm", paper=(60.81, 1.85, 0.0)),
-    SLOW: row("associative-lstm", paper=(60.13, 1.62, 0.0), steps=10_000),
+    SLOW: row("associative-lstm", paper=(60.13, 1.62, 0.0), steps=10_000, tuning_steps=3_000),
     "fast weights, η = 0": row("fast-weights", dataclasses.replace(RULE, lr=0.0)),
     "fast weights": row("fast-weights", paper=(1.81, 0.0, 0.0)),
 }

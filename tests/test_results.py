@@ -1,6 +1,7 @@
 """Numbers in README and docs are those of the committed JSON; every JSON says how it was made."""
 
 import json
+import shlex
 import subprocess
 import sys
 
@@ -70,3 +71,30 @@ def test_every_result_says_how_it_was_made(path):
             assert isinstance(run["seed"], int)
     for cell in record.get("cells", []):
         assert len(cell["seeds"]) >= 3 and all("seed" in seed for seed in cell["seeds"])
+
+
+def everything(record, key):
+    """Every string under `key`, at any depth."""
+    if isinstance(record, dict):
+        if isinstance(record.get(key), str):
+            yield record[key]
+        record = list(record.values())
+    if isinstance(record, list):
+        for part in record:
+            yield from everything(part, key)
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda p: p.stem)
+def test_the_commands_of_a_result_can_be_pasted(path):
+    """A shell hands on rows with spaces in their names whole, and what is called is there."""
+    record = json.loads(path.read_text())
+    rows = {*everything(record, "arm"), *record.get("arms", ())}
+    commands = set(everything(record, "command"))
+    assert commands
+    for command in commands:
+        words = shlex.split(command)
+        assert (ROOT / words[1 if words[0] == "python" else 2]).is_file()
+        if "--arms" in words:
+            asked = words[words.index("--arms") + 1 :]
+            options = [i for i, word in enumerate(asked) if word.startswith("--")]
+            assert set(asked[: min(options, default=None)]) <= rows

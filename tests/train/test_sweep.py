@@ -104,7 +104,9 @@ def test_every_cell_is_tuned_and_then_trained(small, tmp_path, faked):
 
 
 def test_the_grid_may_be_tried_in_shorter_runs(small, tmp_path, monkeypatch):
-    """5 updates each for the two rates, with cosines as long, and then the full 20."""
+    """5 updates each for the two rates, with cosines as long, and then the full 20; a row may have
+    its own number.
+    """
     lengths = []
 
     def fake(nets, run_dir, *, quiet):
@@ -116,6 +118,11 @@ def test_the_grid_may_be_tried_in_shorter_runs(small, tmp_path, monkeypatch):
     record = run_sweep(shorter, arguments(small, tmp_path, arms=("irnn",), units=(4,)))
     assert lengths == [(5, 5), (5, 5), (20, 20)]
     assert (record["cells"][0]["updates"], record["cells"][0]["tuning_updates"]) == (20, 5)
+    rows = {name: dataclasses.replace(arm, tuning_steps=10) for name, arm in small.arms.items()}
+    other = dataclasses.replace(shorter, arms=rows)
+    record = run_sweep(other, arguments(small, tmp_path / "other", arms=("irnn",), units=(4,)))
+    assert lengths[3:] == [(10, 10), (10, 10), (20, 20)]
+    assert record["cells"][0]["tuning_updates"] == 10
 
 
 def test_a_row_may_have_variants_of_its_model(small, tmp_path, monkeypatch):

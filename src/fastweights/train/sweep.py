@@ -11,6 +11,7 @@ import datetime
 import json
 import os
 import platform
+import shlex
 import statistics
 import sys
 import time
@@ -35,12 +36,14 @@ class Arm:
         paper: the paper's number for each size, in %, where it has one.
         steps: updates, where they are not those of the sweep.
         variants: other models of the row, tried for a cell with every optimiser, as `model` is.
+        tuning_steps: updates of a run of the grid, where they are not those of the sweep.
     """
 
     model: Callable[[int], Any]
     paper: Mapping[int, float] = dataclasses.field(default_factory=dict)
     steps: int | None = None
     variants: tuple[Callable[[int], Any], ...] = ()
+    tuning_steps: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,8 +219,9 @@ def run_cell(sweep: Sweep, name: str, units: int, arguments: SweepArguments) -> 
         return train_seeds(Nets(config, seeds), folder, quiet=arguments.quiet)
 
     tuned = [0.0]
+    tuning_steps = sweep.arms[name].tuning_steps or sweep.tuning_steps
     if len(configs) > 1:
-        shorter = cell_configs(sweep, name, units, sweep.tuning_steps)
+        shorter = cell_configs(sweep, name, units, tuning_steps)
         tuned = [
             train(i, config, (sweep.tuning_seed,), "tuning")[0].validation
             for i, config in enumerate(shorter)
@@ -230,7 +234,7 @@ def run_cell(sweep: Sweep, name: str, units: int, arguments: SweepArguments) -> 
         "units": units,
         "grid": wanted,
         "tuning": tuned if len(configs) > 1 else None,
-        "tuning_updates": sweep.tuning_steps or configs[chosen].train.steps,
+        "tuning_updates": tuning_steps or configs[chosen].train.steps,
         "chosen": chosen,
         "optim": to_json(configs[chosen].optim),
         "updates": configs[chosen].train.steps,
@@ -246,7 +250,7 @@ def run_cell(sweep: Sweep, name: str, units: int, arguments: SweepArguments) -> 
             }
             for outcome in found
         ],
-        "command": " ".join(["fastweights", *(shown(word) for word in sys.argv[1:])]),
+        "command": shlex.join(["fastweights", *(shown(word) for word in sys.argv[1:])]),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "wall_seconds": round(time.monotonic() - begun, 1),
         "load": [round(load, 2), round(os.getloadavg()[0], 2)],
