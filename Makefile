@@ -8,8 +8,8 @@ UV     := $(shell command -v uv 2>/dev/null)
 BIN    := $(VENV)/bin
 comma  := ,
 
-#: tests that need torch or lm-eval; they skip, saying so, where these are absent
-PARITY := $(shell grep -rlE 'importorskip..(torch|lm_eval)' tests)
+#: tests that need torch, transformers or lm-eval; they skip, saying so, where these are absent
+PARITY := $(shell grep -rlE 'importorskip..(torch|transformers|lm_eval)' tests)
 
 .PHONY: help demo test parity lint types check format bench-rnn bench-in-place bench-decode clean
 

@@ -6,10 +6,13 @@ what XLA makes of the program itself, fusions among it, is as users have it. `ma
 its tests as users do, and so does JAX_DISABLE_MOST_OPTIMIZATIONS=0 XLA_FLAGS= make test.
 """
 
+import importlib
 import os
+import sys
 
 import jax
 import pytest
+from support import ROOT
 
 if "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ:  # otherwise jax has read it
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # for the commands that tests start
@@ -29,6 +32,17 @@ def _forget_compiled_programs():
     """A program maps memory, and Linux gives a process 65,530 maps: past them, XLA crashes."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """A function that imports a script of benchmarks/; the test's are not the next one's."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    before = set(sys.modules)
+    yield importlib.import_module
+    for name in set(sys.modules) - before:
+        if str(ROOT / "benchmarks") in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
 
 
 @pytest.fixture

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+#: what a benchmark's record must say beside its numbers
+CIRCUMSTANCES = ("command", "date", "machine", "versions", "load_start", "load_end", "seed")
 
 
 def real_data(name: str) -> Path:

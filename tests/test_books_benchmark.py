@@ -1,15 +1,12 @@
 """The comparison's arithmetic, that ablations are one change each, and the whole way on a toy."""
 
 import dataclasses
-import importlib
 import json
-import sys
 
 import jax
 import numpy as np
 import pytest
 from flax import nnx
-from support import ROOT
 
 from fastweights.models.decoder_config import DecoderConfig, InPlaceTTT
 from fastweights.tasks.base import Data
@@ -19,11 +16,8 @@ from fastweights.train.state import parameter_count
 
 
 @pytest.fixture
-def books(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    yield importlib.import_module("books")
-    for name in ("books", "harness"):
-        sys.modules.pop(name, None)
+def books(script):
+    return script("books")
 
 
 def made(arm, seed, windows):

@@ -3,20 +3,14 @@
 import importlib
 import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parents[1]
+from support import ROOT
 
 
 @pytest.fixture
-def catch(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    yield importlib.import_module("catch")
-    for name in ("catch", "harness"):
-        sys.modules.pop(name, None)
+def catch(script):
+    return script("catch")
 
 
 def test_games_to_a_level_are_those_of_a_window(catch):

@@ -1,7 +1,6 @@
 """What benchmarks/fst.py makes of its runs: rates, what is missing, costs, the table."""
 
 import dataclasses
-import importlib
 import json
 from types import SimpleNamespace
 
@@ -12,9 +11,8 @@ from fastweights.cli import load_config
 
 
 @pytest.fixture
-def fst(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    return importlib.import_module("fst")
+def fst(script):
+    return script("fst")
 
 
 def made(fst, arm, seed, curve, lr=1e-3, proposer="inductive", fast=0):

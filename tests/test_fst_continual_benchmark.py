@@ -5,7 +5,6 @@ import importlib
 import json
 
 import pytest
-from support import ROOT
 
 from fastweights.fastslow.base_model import base_config
 from fastweights.fastslow.config import FastSlow
@@ -21,9 +20,8 @@ TASKS = ["Conventions", "Programs"]
 
 
 @pytest.fixture
-def continual(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    return importlib.import_module("fst_continual")
+def continual(script):
+    return script("fst_continual")
 
 
 def made(arm, seed, accuracies, probes, lr=1e-3):

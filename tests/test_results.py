@@ -22,13 +22,8 @@ def test_tables_say_what_the_json_says():
 
 
 @pytest.fixture
-def tables(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    import tables
-
-    yield tables
-    for name in ("tables", "harness", "catch", "books", "fst"):
-        sys.modules.pop(name, None)
+def tables(script):
+    return script("tables")
 
 
 def test_a_changed_number_would_be_noticed(tables, monkeypatch):
