@@ -148,12 +148,16 @@ def test_a_row_may_have_variants_of_its_model(small, tmp_path, monkeypatch):
 
 
 def test_the_table_by_hand(small, tmp_path, faked):
-    """Errors 0.1 % and 0.2 %: mean 0.15, standard deviation 0.07 %."""
-    text = markdown(run_sweep(small, arguments(small, tmp_path, units=(4,))))
+    """Errors 0.1 % and 0.2 %: mean 0.15, standard deviation 0.07 %. In brackets the one with the
+    better validation: the second of the first row; of two alike, the first.
+    """
+    record = run_sweep(small, arguments(small, tmp_path, units=(4,)))
+    record["cells"][0]["seeds"][1]["validation"] /= 2
+    text = markdown(record)
     lines = text.splitlines()
     assert lines[0] == "| test error, % | 4 units | paper | 6 units | paper |"
-    assert lines[2] == "| irnn | 0.15 ± 0.07 | 60 | not run | – |"
-    assert lines[3] == "| fast-weights | 0.15 ± 0.07 | 1.81 | not run | 0 |"
+    assert lines[2] == "| irnn | 0.15 ± 0.07 (0.20) | 60 | not run | – |"
+    assert lines[3] == "| fast-weights | 0.15 ± 0.07 (0.10) | 1.81 | not run | 0 |"
     assert "Chance is 45.00 %" in text and "2 seeds" in text and "20 updates of 100" in text
 
 
@@ -161,7 +165,7 @@ def test_what_was_not_done_is_not_told(small, tmp_path, faked):
     """No deviation of one seed, and no choice among one rate."""
     one = dataclasses.replace(small, seeds=(1,), grid=small.grid[:1], units=(4,))
     text = markdown(run_sweep(one, arguments(one, tmp_path)))
-    assert "| 0.10 |" in text and "One seed, 20 updates" in text and "learning rate 1e-09;" in text
+    assert "| 0.10 |" in text and "One seed; 20 updates" in text and "learning rate 1e-09;" in text
     assert "±" not in text and "another seed" not in text
 
 
@@ -228,7 +232,7 @@ def test_quick_is_refused_where_there_is_none(small, tmp_path):
 def test_a_diverged_seed_is_counted(small, tmp_path, faked):
     record = run_sweep(small, arguments(small, tmp_path, units=(4,), arms=("irnn",)))
     record["cells"][0]["seeds"][0]["diverged"] = True
-    assert "0.15 ± 0.07 (1 diverged)" in markdown(record)
+    assert "0.15 ± 0.07, 1 diverged (0.10)" in markdown(record)
 
 
 def test_a_thinned_curve_keeps_its_end():
@@ -239,6 +243,6 @@ def test_a_thinned_curve_keeps_its_end():
 
 def test_the_command_line_runs_the_committed_table(tmp_path, faked, capsys):
     assert main(["train", "configs/retrieval_table.py", "--run-dir", str(tmp_path), "--quiet"]) == 0
-    assert "| fast weights | 0.30 ± 0.10 | 1.81 |" in capsys.readouterr().out
+    assert "| fast weights | 0.30 ± 0.10 (0.20) | 1.81 |" in capsys.readouterr().out
     assert main(["train", "configs/retrieval_table.py", "--units", "7", "--run-dir", "x"]) == 2
     assert "choose from 20, 50, 100" in capsys.readouterr().err

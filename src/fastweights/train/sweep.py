@@ -311,7 +311,9 @@ def assemble(sweep: Sweep, run_dir: Path) -> dict[str, Any]:
 
 
 def markdown(record: Mapping[str, Any]) -> str:
-    """The table: test error in %, mean ± standard deviation over seeds, the paper's beside it."""
+    """The table: test error in %, mean ± standard deviation over seeds, in brackets of the seed
+    best on validation, the paper's number beside it.
+    """
     cells = {(cell["arm"], cell["units"]): cell for cell in record["cells"]}
     heads = [f"{units} units | paper" for units in record["units"]]
     lines = [
@@ -323,7 +325,8 @@ def markdown(record: Mapping[str, Any]) -> str:
         for units in record["units"]:
             cell = cells.get((name, units))
             paper = record["paper"].get(name, {}).get(str(units))
-            row += [result(cell) if cell else "not run", "–" if paper is None else f"{paper:g}"]
+            found = f"{result(cell)}{best_seed(cell)}" if cell else "not run"
+            row += [found, "–" if paper is None else f"{paper:g}"]
         lines.append(f"| {name} | {' | '.join(row)} |")
     notes = []
     if record["chance"] is not None:
@@ -340,7 +343,17 @@ def result(cell: Mapping[str, Any]) -> str:
     if len(errors) > 1:
         text += f" ± {statistics.stdev(errors):.2f}"
     failed = sum(seed["diverged"] for seed in cell["seeds"])
-    return f"{text} ({failed} diverged)" if failed else text
+    return f"{text}, {failed} diverged" if failed else text
+
+
+def best_seed(cell: Mapping[str, Any]) -> str:
+    """Test error of the seed that is best on validation, in brackets: of several alike the first,
+    of a single one nothing.
+    """
+    if len(cell["seeds"]) == 1:
+        return ""
+    best = min(cell["seeds"], key=lambda seed: seed["validation"])
+    return f" ({100 * best['test']['error']:.2f})"
 
 
 def circumstances(cells: list[Mapping[str, Any]]) -> str:
@@ -352,13 +365,18 @@ def circumstances(cells: list[Mapping[str, Any]]) -> str:
     minutes = sum(cell["wall_seconds"] for cell in cells) / 60
     dates = sorted({cell["date"][:10] for cell in cells})
     rates = sorted({point["optim"]["lr"] for cell in cells for point in cell["grid"]})
-    over = "One seed" if seeds == [1] else f"Mean ± standard deviation over {span(seeds)} seeds"
+    over = "One seed"
+    if seeds != [1]:
+        over = (
+            f"Mean ± standard deviation over {span(seeds)} seeds, in brackets the one that is best "
+            "on validation"
+        )
     grid = f"learning rate {rates[0]:g}"
     if len(rates) > 1:
         tried = ", ".join(f"{rate:g}" for rate in rates)
         grid = f"learning rate from {{{tried}}} by validation error of another seed"
     return (
-        f"{over}, {span(updates)} updates of "
+        f"{over}; {span(updates)} updates of "
         f"{span(sorted({p['batch'] for c in cells for p in c['grid']}))}; {grid}; test error "
         f"of the checkpoint best on validation. {minutes:,.0f} minutes of wall-clock time "
         f"in all, on a machine that others used too; "
