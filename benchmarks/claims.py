@@ -13,7 +13,7 @@ import fst
 import fst_continual
 from in_place_page import GIB
 
-from fastweights.train.sweep import result
+from fastweights.train.sweep_table import result
 
 Load = Callable[[str], dict[str, Any]]
 

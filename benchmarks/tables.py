@@ -20,7 +20,7 @@ import harness
 import in_place_page
 import tyro
 
-from fastweights.train.sweep import markdown
+from fastweights.train.sweep_table import markdown
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"

@@ -154,7 +154,8 @@ def train(arguments: list[str]) -> None:
         arguments = [word for word in arguments if word != "--distributed"]
         processes.join()
     config = load_config(arguments[0])
-    from fastweights.train.sweep import Sweep, SweepArguments, markdown, run_sweep
+    from fastweights.train.sweep import Sweep, SweepArguments, run_sweep
+    from fastweights.train.sweep_table import markdown
 
     if isinstance(config, Sweep):
         prog = f"fastweights train {arguments[0]}"

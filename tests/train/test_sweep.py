@@ -13,7 +13,8 @@ from fastweights.tasks.base import Data
 from fastweights.tasks.retrieval import Retrieval
 from fastweights.train import Optim, Train, sweep
 from fastweights.train.seeds import Outcome
-from fastweights.train.sweep import Arm, Sweep, SweepArguments, markdown, run_sweep, thinned
+from fastweights.train.sweep import Arm, Sweep, SweepArguments, run_sweep, thinned
+from fastweights.train.sweep_table import markdown
 
 
 def rows():
@@ -167,6 +168,17 @@ def test_what_was_not_done_is_not_told(small, tmp_path, faked):
     text = markdown(run_sweep(one, arguments(one, tmp_path)))
     assert "| 0.10 |" in text and "One seed; 20 updates" in text and "learning rate 1e-09;" in text
     assert "±" not in text and "another seed" not in text
+
+
+def test_decays_that_were_tried_are_told(small, tmp_path, faked):
+    """One decay is stated, several are a choice; none at all is not worth a word."""
+    for decays, said in (((0.1,), "weight decay 0.1;"), ((0.0, 0.1), "weight decay from {0, 0.1}")):
+        grid = tuple(Optim(lr=1e-2, weight_decay=decay) for decay in decays)
+        one = dataclasses.replace(small, grid=grid, units=(4,))
+        folder = tmp_path / str(len(decays))
+        assert f"learning rate 0.01; {said}" in markdown(run_sweep(one, arguments(one, folder)))
+    text = markdown(run_sweep(small, arguments(small, tmp_path / "none", units=(4,))))
+    assert "weight decay" not in text
 
 
 def test_a_table_goes_on_from_its_one_file(small, tmp_path, faked):

@@ -25,6 +25,7 @@ from fastweights.train import run_dir as runs
 from fastweights.train.config import Config, Optim, Train, to_json
 from fastweights.train.progress import Progress
 from fastweights.train.seeds import Nets, Outcome, train_seeds
+from fastweights.train.sweep_table import markdown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -308,83 +309,3 @@ def assemble(sweep: Sweep, run_dir: Path) -> dict[str, Any]:
         },
         "cells": found,
     }
-
-
-def markdown(record: Mapping[str, Any]) -> str:
-    """The table: test error in %, mean ± standard deviation over seeds, in brackets of the seed
-    best on validation, the paper's number beside it.
-    """
-    cells = {(cell["arm"], cell["units"]): cell for cell in record["cells"]}
-    heads = [f"{units} units | paper" for units in record["units"]]
-    lines = [
-        f"| test error, % | {' | '.join(heads)} |",
-        "|---|" + "---:|---:|" * len(heads),
-    ]
-    for name in record["arms"]:
-        row = []
-        for units in record["units"]:
-            cell = cells.get((name, units))
-            paper = record["paper"].get(name, {}).get(str(units))
-            found = f"{result(cell)}{best_seed(cell)}" if cell else "not run"
-            row += [found, "–" if paper is None else f"{paper:g}"]
-        lines.append(f"| {name} | {' | '.join(row)} |")
-    notes = []
-    if record["chance"] is not None:
-        notes.append(f"Chance is {100 * record['chance']:.2f} %.")
-    if record["cells"]:
-        notes.append(circumstances(record["cells"]))
-    return "\n".join([*lines, "", " ".join(notes)])
-
-
-def result(cell: Mapping[str, Any]) -> str:
-    """Mean ± standard deviation over a cell's seeds, of the checkpoint best on validation."""
-    errors = [100 * seed["test"]["error"] for seed in cell["seeds"]]
-    text = f"{statistics.fmean(errors):.2f}"
-    if len(errors) > 1:
-        text += f" ± {statistics.stdev(errors):.2f}"
-    failed = sum(seed["diverged"] for seed in cell["seeds"])
-    return f"{text}, {failed} diverged" if failed else text
-
-
-def best_seed(cell: Mapping[str, Any]) -> str:
-    """Test error of the seed that is best on validation, in brackets: of several alike the first,
-    of a single one nothing.
-    """
-    if len(cell["seeds"]) == 1:
-        return ""
-    best = min(cell["seeds"], key=lambda seed: seed["validation"])
-    return f" ({100 * best['test']['error']:.2f})"
-
-
-def circumstances(cells: list[Mapping[str, Any]]) -> str:
-    """How the cells were made, in a sentence or two."""
-    updates = sorted({cell["updates"] for cell in cells})
-    seeds = sorted({len(cell["seeds"]) for cell in cells})
-    machines = sorted({f"{c['machine']['cpu']}, {c['machine']['cores']} cores" for c in cells})
-    versions = sorted({f"jax {c['versions']['jax']}" for c in cells})
-    minutes = sum(cell["wall_seconds"] for cell in cells) / 60
-    dates = sorted({cell["date"][:10] for cell in cells})
-    rates = sorted({point["optim"]["lr"] for cell in cells for point in cell["grid"]})
-    over = "One seed"
-    if seeds != [1]:
-        over = (
-            f"Mean ± standard deviation over {span(seeds)} seeds, in brackets the one that is best "
-            "on validation"
-        )
-    grid = f"learning rate {rates[0]:g}"
-    if len(rates) > 1:
-        tried = ", ".join(f"{rate:g}" for rate in rates)
-        grid = f"learning rate from {{{tried}}} by validation error of another seed"
-    return (
-        f"{over}; {span(updates)} updates of "
-        f"{span(sorted({p['batch'] for c in cells for p in c['grid']}))}; {grid}; test error "
-        f"of the checkpoint best on validation. {minutes:,.0f} minutes of wall-clock time "
-        f"in all, on a machine that others used too; "
-        f"{'; '.join(machines)}; {', '.join(versions)}; {span(dates)}."
-    )
-
-
-def span(values: list[Any]) -> str:
-    """One value, or the first and the last."""
-    texts = [f"{v:,}" if isinstance(v, int) else str(v) for v in values]
-    return texts[0] if len(texts) == 1 else f"{texts[0]} to {texts[-1]}"
