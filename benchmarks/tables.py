@@ -32,6 +32,7 @@ PAGES = {
         "retrieval_table",
         "retrieval_long",
         "glimpses_table",
+        "glimpses_decay",
     ),
     ROOT / "docs" / "catch.md": ("catch", "catch_grid"),
     ROOT / "docs" / "performance.md": ("in_place", "decode", "gpu"),
