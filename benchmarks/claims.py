@@ -45,13 +45,13 @@ def sweep_row(record: dict[str, Any], what: str, units: int, others: dict[str, s
 
 
 def retrieval(record: dict[str, Any]) -> list[list[str]]:
-    """Table 1 where the memory decides."""
+    """Table 1 at 50 units."""
     others = {"LSTM": "LSTM", "fast weights, η = 0": "nothing written"}
     return [sweep_row(record, "retrieval, test error, 50 units", 50, others)]
 
 
 def small_retrieval(record: dict[str, Any]) -> list[list[str]]:
-    """Table 1 where it does not, with the updates that this takes."""
+    """Its smallest size, with the updates that this takes."""
     others = {"LSTM": "LSTM", "layer-normed RNN": "layer-normed RNN"}
     return [sweep_row(record, "the same, 20 units", 20, others)]
 
