@@ -37,7 +37,11 @@ def sweep_row(record: dict[str, Any], what: str, units: int, others: dict[str, s
     cells = {(cell["arm"], cell["units"]): cell for cell in record["cells"]}
     ours = cells[("fast weights", units)]
     beside = ", ".join(f"{word} {result(cells[(arm, units)])}" for arm, word in others.items())
-    how = f"{len(ours['seeds'])} seeds, {ours['updates']:,} updates"
+    settings = max(len(cells[(arm, units)]["grid"]) for arm in others)
+    how = (
+        f"{len(ours['seeds'])} seeds, {ours['updates']:,} updates, best of {len(ours['grid'])} "
+        f"settings on validation, others of {settings}"
+    )
     if (paper := record["paper"]["fast weights"].get(str(units))) is not None:
         how += f"; the paper has {paper:g}"
     page = "[table](docs/fast_weight_rnn.md)"

@@ -3,7 +3,7 @@
     fastweights train configs/glimpses_decay.py --run-dir runs/glimpses_decay
     fastweights train configs/glimpses_decay.py --run-dir runs/glimpses_decay_quick --quick
 
-The networks of `glimpses_table` learn their images by heart: fast weights of 200 features end at no
+The networks of `glimpses_table` learn their images by heart: the last updates have next to no
 error on them. Here decoupled weight decay (0.03, 0.1 or 0.3, times the learning rate an update) is
 chosen on validation for every cell; the learning rate is what every cell of that table took. The
 paper does not say whether it had any. `--quick` has one seed, one size, one decay and 500 updates.

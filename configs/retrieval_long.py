@@ -10,7 +10,7 @@ is chosen on validation, with the learning rate, in runs of 20,000 updates. Rows
 process of its own: `--arms LSTM --units 50`. A copy of another run's table.json in RUN is gone on
 with: only cells it lacks are run.
 
-What to expect at 20 units: a quarter of an hour a row on one core. `--quick` has 20 units, one
+What to expect at 20 units: half an hour a row on a core that is shared. `--quick` has 20 units, one
 seed, one learning rate and 10,000 updates, four minutes on one core.
 """
 

@@ -46,11 +46,13 @@ def arguments(small, run_dir, **more):
     return SweepArguments(run_dir, data=small.data, quiet=True, **more)
 
 
-def test_a_real_cell_end_to_end(small, tmp_path):
+def test_a_real_cell_end_to_end(small, tmp_path, monkeypatch):
     """The rate 1e-9 learns nothing in 20 updates, so the other one is taken."""
+    monkeypatch.setattr("sys.argv", ["fw", "train", "/home/me/table.py", "--arms", "fast weights"])
     asked = arguments(small, tmp_path, arms=("irnn",), units=(4,))
     record = run_sweep(small, asked)
     (cell,) = record["cells"]
+    assert cell["command"] == "fastweights train table.py --arms 'fast weights'"
     assert cell["optim"]["lr"] == 1e-2 and cell["optim"]["decay_steps"] == 20
     assert cell["tuning"][1] < cell["tuning"][0]
     assert [s["seed"] for s in cell["seeds"]] == [1, 2]
