@@ -38,8 +38,12 @@ def test_a_net_is_the_one_train_would_make(config, outcomes, index, tmp_path):
     alone = dataclasses.replace(config, seed=(3, 5)[index])
     history = train(alone, tmp_path / "run", quiet=True).history
     outcome = outcomes[index]
-    validation = [line["validation/loss"] for line in history if "validation/loss" in line]
-    np.testing.assert_allclose([p["loss"] for p in outcome.curve], validation, rtol=2e-5)
+    losses = {
+        split: [line[f"{split}/loss"] for line in history if f"{split}/loss" in line]
+        for split in ("train", "validation")
+    }
+    assert outcome.train_loss == pytest.approx(losses["train"][-1], rel=2e-5)
+    np.testing.assert_allclose([p["loss"] for p in outcome.curve], losses["validation"], rtol=2e-5)
     test = evaluate_run(tmp_path / "run", which="last")
     assert outcome.last["loss"] == pytest.approx(test["loss"], rel=2e-5)
     assert evaluate_run(tmp_path / "run", which="best")["step"] == outcome.best_step

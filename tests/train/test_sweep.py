@@ -57,6 +57,7 @@ def test_a_real_cell_end_to_end(small, tmp_path, monkeypatch):
     assert cell["tuning"][1] < cell["tuning"][0]
     assert [s["seed"] for s in cell["seeds"]] == [1, 2]
     assert all(0 < s["test"]["error"] < 1 and len(s["curve"]) == 2 for s in cell["seeds"])
+    assert all(s["train_loss"] > 0 for s in cell["seeds"])
     assert json.loads((tmp_path / "table.json").read_text()) == record
     assert str(tmp_path) not in (tmp_path / "table.json").read_text()
     before = (tmp_path / "cells" / "irnn-4.json").stat().st_mtime_ns
@@ -72,6 +73,12 @@ def test_commands_are_told_without_the_folders_of_a_machine(word, said):
     assert sweep.shown(word) == said
 
 
+def scored(seed, error, validation):
+    """What training of a net might give."""
+    test, last = {"error": error}, {"error": 0.5}
+    return Outcome(seed, 10, test, last, validation, train_loss=0.0, diverged=False, curve=[])
+
+
 @pytest.fixture
 def faked(monkeypatch):
     """Training replaced by arithmetic: error = lr + seed / 1000; returns the calls made."""
@@ -80,10 +87,7 @@ def faked(monkeypatch):
     def fake(nets, run_dir, *, quiet):
         lr = nets.config.optim.lr
         calls.append((nets.config.model.cell, nets.config.model.hidden, lr, nets.seeds))
-        return [
-            Outcome(s, 10, {"error": lr + s / 1000}, {"error": 0.5}, lr, False, [])
-            for s in nets.seeds
-        ]
+        return [scored(s, lr + s / 1000, lr) for s in nets.seeds]
 
     monkeypatch.setattr(sweep, "train_seeds", fake)
     return calls
@@ -114,7 +118,7 @@ def test_the_grid_may_be_tried_in_shorter_runs(small, tmp_path, monkeypatch):
 
     def fake(nets, run_dir, *, quiet):
         lengths.append((nets.config.train.steps, nets.config.optim.decay_steps))
-        return [Outcome(s, 1, {"error": 0.1}, {"error": 0.1}, 0.1, False, []) for s in nets.seeds]
+        return [scored(s, 0.1, 0.1) for s in nets.seeds]
 
     monkeypatch.setattr(sweep, "train_seeds", fake)
     shorter = dataclasses.replace(small, tuning_steps=5)
@@ -136,7 +140,7 @@ def test_a_row_may_have_variants_of_its_model(small, tmp_path, monkeypatch):
         decay, lr = nets.config.model.rule.decay, nets.config.optim.lr
         called.append((decay, lr, nets.seeds, run_dir.name))
         score = 0.5 - 0.4 * (decay == 0.95 and lr == 1e-2)
-        return [Outcome(s, 1, {"error": score}, {"error": 0.5}, score, False, []) for s in (1, 2)]
+        return [scored(s, score, score) for s in (1, 2)]
 
     monkeypatch.setattr(sweep, "train_seeds", fake)
     model = lambda decay: lambda units: RetrievalModel(hidden=units, rule=Hebbian(decay=decay))
@@ -216,7 +220,7 @@ def test_data_is_where_the_sweep_says_or_the_command(small, tmp_path, monkeypatc
 
     def fake(nets, run_dir, *, quiet):
         seen.append((nets.config.data.dir, nets.config.data.manual_dir))
-        return [Outcome(s, 1, {"error": 0.1}, {"error": 0.1}, 0.1, False, []) for s in nets.seeds]
+        return [scored(s, 0.1, 0.1) for s in nets.seeds]
 
     monkeypatch.setattr(sweep, "train_seeds", fake)
     own = dataclasses.replace(small, data=Data("own", "files"), grid=small.grid[:1], units=(4,))

@@ -62,6 +62,7 @@ class Outcome(NamedTuple):
     best: dict[str, float]  # test scores of the checkpoint with the best validation score
     last: dict[str, float]  # test scores at the end
     validation: float  # that best validation score
+    train_loss: float  # mean over the last `log_every` updates
     diverged: bool  # a loss or gradient was not finite: from there on nothing was changed
     curve: list[dict[str, float]]  # validation scores, a line an evaluation
 
@@ -260,6 +261,7 @@ def outcomes(
                 {k: float(v[i]) for k, v in best.items()},
                 {k: float(v[i]) for k, v in last.items()},
                 float(state.best_score[i]),
+                history[-1][f"train/loss/{seed}"],
                 any(line.get(f"train/not_finite/{seed}", 0) for line in history),
                 curve,
             )

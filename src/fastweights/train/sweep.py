@@ -245,6 +245,7 @@ def run_cell(sweep: Sweep, name: str, units: int, arguments: SweepArguments) -> 
                 "test": outcome.best,
                 "test_last": outcome.last,
                 "validation": outcome.validation,
+                "train_loss": outcome.train_loss,
                 "best_step": outcome.best_step,
                 "diverged": outcome.diverged,
                 "curve": thinned(outcome.curve),
