@@ -76,7 +76,7 @@ def test_commands_are_told_without_the_folders_of_a_machine(word, said):
 def scored(seed, error, validation):
     """What training of a net might give."""
     test, last = {"error": error}, {"error": 0.5}
-    return Outcome(seed, 10, test, last, validation, train_loss=0.0, diverged=False, curve=[])
+    return Outcome(seed, 10, test, last, validation, 0.0, diverged=False, curve=[], seconds=7.0)
 
 
 @pytest.fixture
@@ -124,6 +124,7 @@ def test_the_grid_may_be_tried_in_shorter_runs(small, tmp_path, monkeypatch):
     shorter = dataclasses.replace(small, tuning_steps=5)
     record = run_sweep(shorter, arguments(small, tmp_path, arms=("irnn",), units=(4,)))
     assert lengths == [(5, 5), (5, 5), (20, 20)]
+    assert record["cells"][0]["wall_seconds"] == 3 * 7.0
     assert (record["cells"][0]["updates"], record["cells"][0]["tuning_updates"]) == (20, 5)
     rows = {name: dataclasses.replace(arm, tuning_steps=10) for name, arm in small.arms.items()}
     other = dataclasses.replace(shorter, arms=rows)

@@ -62,9 +62,10 @@ class Outcome(NamedTuple):
     best: dict[str, float]  # test scores of the checkpoint with the best validation score
     last: dict[str, float]  # test scores at the end
     validation: float  # that best validation score
-    train_loss: float  # mean over the last `log_every` updates
+    train_loss: float | None  # mean over the last `log_every` updates; None if not finite
     diverged: bool  # a loss or gradient was not finite: from there on nothing was changed
     curve: list[dict[str, float]]  # validation scores, a line an evaluation
+    seconds: float  # wall time of training all nets, whatever stopped it in between
 
 
 def over_nets(function: Callable[..., Any], *trees: Any) -> Any:
@@ -264,6 +265,7 @@ def outcomes(
                 history[-1][f"train/loss/{seed}"],
                 any(line.get(f"train/not_finite/{seed}", 0) for line in history),
                 curve,
+                history[-1]["wall_time"],
             )
         )
     return found

@@ -14,7 +14,6 @@ import platform
 import shlex
 import statistics
 import sys
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -211,13 +210,16 @@ def run_cell(sweep: Sweep, name: str, units: int, arguments: SweepArguments) -> 
                 next="remove the cell to have it made anew, or give another --run-dir",
             )
         return cell
-    begun, load = time.monotonic(), os.getloadavg()[0]
+    load = os.getloadavg()[0]
+    seconds: list[float] = []  # of every run, those of earlier processes included
 
     def train(index: int, config: Config, seeds: tuple[int, ...], what: str) -> list[Outcome]:
         which = f"{name}, {units} units, lr {config.optim.lr:g}, {index + 1} of {len(configs)}"
         Progress(1, arguments.quiet).note(f"{which}: {what}")
         folder = arguments.run_dir / "nets" / f"{label}-{index}-{what}"
-        return train_seeds(Nets(config, seeds), folder, quiet=arguments.quiet)
+        found = train_seeds(Nets(config, seeds), folder, quiet=arguments.quiet)
+        seconds.append(found[0].seconds)
+        return found
 
     tuned = [0.0]
     tuning_steps = sweep.arms[name].tuning_steps or sweep.tuning_steps
@@ -254,7 +256,7 @@ def run_cell(sweep: Sweep, name: str, units: int, arguments: SweepArguments) -> 
         ],
         "command": shlex.join(["fastweights", *(shown(word) for word in sys.argv[1:])]),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "wall_seconds": round(time.monotonic() - begun, 1),
+        "wall_seconds": round(sum(seconds), 1),
         "load": [round(load, 2), round(os.getloadavg()[0], 2)],
         "machine": {"cpu": cpu(), "cores": os.cpu_count(), "devices": versions.pop("devices")},
         "versions": {k: v for k, v in versions.items() if k != "platform"},
