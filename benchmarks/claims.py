@@ -36,7 +36,13 @@ def sweep_row(record: dict[str, Any], what: str, units: int, others: dict[str, s
     """Test error of fast weights beside that of other arms of one size, in %."""
     cells = {(cell["arm"], cell["units"]): cell for cell in record["cells"]}
     ours = cells[("fast weights", units)]
-    beside = ", ".join(f"{word} {result(cells[(arm, units)])}" for arm, word in others.items())
+    length = lambda cell: (
+        "" if cell["updates"] == ours["updates"] else f" after {cell['updates']:,} updates"
+    )
+    beside = ", ".join(
+        f"{word} {result(cells[(arm, units)])}{length(cells[(arm, units)])}"
+        for arm, word in others.items()
+    )
     settings = max(len(cells[(arm, units)]["grid"]) for arm in others)
     how = (
         f"{len(ours['seeds'])} seeds, {ours['updates']:,} updates, best of {len(ours['grid'])} "
@@ -50,7 +56,11 @@ def sweep_row(record: dict[str, Any], what: str, units: int, others: dict[str, s
 
 def retrieval(record: dict[str, Any]) -> list[list[str]]:
     """Table 1 at 50 units."""
-    others = {"LSTM": "LSTM", "fast weights, η = 0": "nothing written"}
+    others = {
+        "associative LSTM": "Associative LSTM",
+        "LSTM": "LSTM",
+        "fast weights, η = 0": "nothing written",
+    }
     return [sweep_row(record, "retrieval, test error, 50 units", 50, others)]
 
 
