@@ -62,7 +62,9 @@ def describe(run: dict[str, Any]) -> str:
         cell += f", η = {model['rule']['lr']:g}" + (" (control)" if not model["rule"]["lr"] else "")
     where = f"K = {task['pairs']}" if "pairs" in task else "24 glimpses of MNIST"
     start = f", {model['start']} start" if "start" in model else ""
-    return f"{where}, H = {model['hidden']}, {cell}{start}"
+    decay = run["config"]["optim"]["weight_decay"]
+    decayed = f", weight decay {decay:g}" if decay else ""
+    return f"{where}, H = {model['hidden']}, {cell}{start}{decayed}"
 
 
 def paper(run: dict[str, Any]) -> str:
@@ -92,12 +94,11 @@ def table(records: list[dict[str, Any]]) -> str:
     head = ("run", "seed", "updates", "test error, best on validation", "at the end", "paper")
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     lines += [row(run) for record in records for run in record["runs"]]
-    machine, versions = records[0]["machine"], records[0]["versions"]
-    note = (
-        f"{machine['cpu']}, {machine['cores']} cores; jax {versions['jax']}, "
-        f"flax {versions['flax']}; {records[0]['date'][:10]}."
-    )
-    return "\n".join([*lines, "", note])
+    machines = [f"{r['machine']['cpu']}, {r['machine']['cores']} cores" for r in records]
+    versions = [f"jax {r['versions']['jax']}, flax {r['versions']['flax']}" for r in records]
+    dates = sorted({r["date"][:10] for r in records})
+    notes = (dict.fromkeys(machines), dict.fromkeys(versions), dates)
+    return "\n".join([*lines, "", "; ".join(", ".join(found) for found in notes) + "."])
 
 
 def load(name: str) -> dict[str, Any]:
@@ -267,7 +268,7 @@ def draw_catch() -> None:
 def render(name: str) -> str:
     """One table of the committed results."""
     if name == "results":
-        return table([load("retrieval"), load("glimpses")])
+        return table([load("retrieval"), load("retrieval_lstm"), load("glimpses")])
     if name == "claims":
         return claims.table(load, lambda result: (RESULTS / f"{result}.json").exists())
     if name.startswith("books"):
