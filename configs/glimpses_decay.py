@@ -3,11 +3,12 @@
     fastweights train configs/glimpses_decay.py --run-dir runs/glimpses_decay
     fastweights train configs/glimpses_decay.py --run-dir runs/glimpses_decay_quick --quick
 
-Networks of `glimpses_table` learn their images by heart: those of 200 features end with a training
-loss of 1e-5 and less. Here decoupled weight decay (0.03, 0.1 or 0.3, times the learning rate an update) is
-chosen on validation for every cell; the learning rate is what every cell of that table took. The
-paper does not say whether it had any. `--quick` has one seed, one size, one decay and 500 updates.
-A copy of another run's table.json in RUN is gone on with: only cells it lacks are run.
+Networks of `glimpses_table` learn their images by heart: fast weights and the ConvNet of 200
+features end with a training loss of 1e-5 and less. Here decoupled weight decay (0.03, 0.1 or 0.3,
+times the learning rate an update) is chosen on validation for every cell; the learning rate is what
+every cell of that table took. The paper does not say whether it had any. `--quick` has one seed,
+one size, one decay and 500 updates. A copy of another run's table.json in RUN is gone on with: only
+cells it lacks are run.
 """
 
 import dataclasses
