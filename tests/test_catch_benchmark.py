@@ -56,6 +56,37 @@ def test_the_setting_taken_has_the_most_reward_over_its_seeds(catch, monkeypatch
     assert catch.chosen(16)["RNN"] == catch.UNTUNED["RNN"]
 
 
+def test_a_random_search_draws_as_often_and_within_bounds(catch):
+    """The same settings every time; λ, η and S vary where there are fast weights."""
+    for arm, (low, high) in catch.RATES.items():
+        settings = catch.drawn(arm)
+        assert settings == catch.drawn(arm) and len(settings) == catch.DRAWS
+        assert all(low <= setting.lr <= high for setting in settings)
+        rules = {(x.decay, x.fast_lr, x.steps) for x in settings}
+        assert len(rules) == (catch.DRAWS if arm == "RNN + fast weights" else 1)
+        assert all(0 < x.decay < 1 and 0.03 <= x.fast_lr <= 0.5 for x in settings)
+    wanted = catch.wanted(catch.Options(search=True), 16, 200)
+    assert len(wanted) == 3 * catch.DRAWS == len(set(wanted))
+
+
+def test_the_curve_of_the_best_runs_is_their_mean(catch, monkeypatch):
+    """The worst of six is left out; the mean gets to 0.9 later than four of its five runs."""
+    monkeypatch.setattr(catch, "WINDOW", 1_000)
+    ends = [0.0, 1.0, 1.0, 1.0, 1.0, -1.0]  # reward of the second thousand games
+    runs = [
+        {
+            "arm": "LSTM",
+            "mean_reward": (-1 + 2 * end) / 3,
+            "final_reward": end,
+            "games_to": {"0.0": 2_000, "0.5": 2_000, "0.9": 2_000 if end == 1 else None},
+            "curve": [[1_000, -1.0], [2_000, end], [3_000, 1.0 if end >= 0 else -1.0]],
+        }
+        for end in ends
+    ]
+    row = catch.best_table(runs).splitlines()[-1]
+    assert row == "| LSTM | 6 | 2k | 2k | 3k | 2k (2-2), 1 never | +0.800 |"
+
+
 def test_the_configs_are_the_arm_of_the_figure(catch):
     for size in (16, 24):
         spec = importlib.util.spec_from_file_location("c", ROOT / f"configs/catch_{size}.py")
