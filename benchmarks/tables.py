@@ -34,7 +34,7 @@ PAGES = {
         "glimpses_table",
         "glimpses_decay",
     ),
-    ROOT / "docs" / "catch.md": ("catch", "catch_grid"),
+    ROOT / "docs" / "catch.md": ("catch", "catch_search", "catch_grid"),
     ROOT / "docs" / "performance.md": ("in_place", "decode", "gpu"),
     ROOT / "docs" / "in_place_ttt.md": ("books", "books_ablations"),
     ROOT / "docs" / "fast_slow_measured.md": (
@@ -112,7 +112,7 @@ def load(name: str) -> dict[str, Any]:
 
 def catch_table(suffix: str = "") -> str:
     """Both sizes of Catch, each with its circumstances."""
-    parts = []
+    parts, show = [], catch.best_table if suffix == "_search" else catch.table
     for size in (16, 24):
         if not (RESULTS / f"catch_{size}{suffix}.json").exists():
             parts.append(f"N = {size}: not run yet.")
@@ -122,7 +122,7 @@ def catch_table(suffix: str = "") -> str:
         dates = sorted({run["date"][:10] for run in record["runs"]})
         parts.append(
             f"N = {size}, M = {record['visible']}; {record['runs'][0]['games']:,} games a run, "
-            f"chance {record['chance']:+.3f}:\n\n{catch.table(record['runs'])}\n\n"
+            f"chance {record['chance']:+.3f}:\n\n{show(record['runs'])}\n\n"
             f"{machine['cpu']}, one core; jax {versions['jax']}; "
             f"{' to '.join(dict.fromkeys((dates[0], dates[-1])))}."
         )
