@@ -31,6 +31,7 @@ PAGES = {
         "results",
         "retrieval_table",
         "retrieval_long",
+        "retrieval_decay",
         "glimpses_table",
         "glimpses_decay",
     ),
