@@ -225,7 +225,7 @@ def table(runs: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def five_best(runs: list[dict[str, Any]], arm: str) -> list[dict[str, Any]]:
+def best_runs(runs: list[dict[str, Any]], arm: str) -> list[dict[str, Any]]:
     """The arm's runs with the most reward over all their games, best first."""
     mine = [run for run in runs if run["arm"] == arm]
     return sorted(mine, key=lambda run: -run["mean_reward"])[:SHOWN]
@@ -234,11 +234,11 @@ def five_best(runs: list[dict[str, Any]], arm: str) -> list[dict[str, Any]]:
 def best_table(runs: list[dict[str, Any]]) -> str:
     """The mean curve of each arm's best runs, and the games that the single ones needed."""
     lines = [
-        "| arm | runs | mean curve to 0 | to 0.5 | to 0.9 | its five runs to 0.9 | at the end |",
+        "| arm | runs | mean curve to 0 | to 0.5 | to 0.9 | each of them to 0.9 | at the end |",
         "|---|---|---|---|---|---|---|",
     ]
     for arm in dict.fromkeys(run["arm"] for run in runs):
-        group = five_best(runs, arm)
+        group = best_runs(runs, arm)
         points = zip(*(run["curve"] for run in group), strict=True)
         curve = [(p[0][0], statistics.fmean(reward for _, reward in p)) for p in points]
         reached = [games_to(curve, level, WINDOW) for level in LEVELS]
@@ -266,6 +266,8 @@ def main(options: Options) -> None:
     """Run what is missing, write the JSON after every run, print the table."""
     if unknown := set(options.arms) - set(ARMS):
         raise SystemExit(f"no such arm: {sorted(unknown)[0]!r}; there are {', '.join(ARMS)}")
+    if options.grid and options.search:
+        raise SystemExit("--grid and --search are two ways to try settings: give one of them")
     size = 8 if options.quick else options.size
     updates = options.updates or UPDATES[size]
     kind = "_grid" if options.grid else "_search" if options.search else ""
@@ -289,8 +291,10 @@ def main(options: Options) -> None:
             flush=True,
         )
     print(f"\nN = {size}, M = {VISIBLE[size]}, chance {record['chance']:+.3f}; games, thousands\n")
-    print((best_table if options.search else table)(record["runs"]))
+    alike = [run for run in record["runs"] if run["updates"] == updates]
+    print((best_table if options.search else table)(alike))
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options))
+    with harness.telling_errors():
+        main(tyro.cli(Options))

@@ -292,4 +292,5 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options))
+    with harness.telling_errors():
+        main(tyro.cli(Options))

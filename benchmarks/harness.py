@@ -4,6 +4,7 @@ Contenders are timed in one process, in rounds (A B C, B C A, ...), so that a bu
 of them; compare ratios inside one run, never times of two runs.
 """
 
+import contextlib
 import dataclasses
 import datetime
 import importlib.metadata
@@ -14,11 +15,13 @@ import shlex
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from fastweights.errors import FastWeightsError
 
 
 @dataclasses.dataclass
@@ -136,6 +139,19 @@ def circumstances(packages: Sequence[str]) -> dict[str, Any]:
         "versions": versions(packages),
         "load_start": [round(x, 2) for x in os.getloadavg()],
     }
+
+
+@contextlib.contextmanager
+def telling_errors() -> Iterator[None]:
+    """Of the library's own errors the message and the exit code, as its command line has them.
+
+    Such as a run directory that another process is at work in, or a run that was asked to stop.
+    """
+    try:
+        yield
+    except FastWeightsError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from error
 
 
 def save(record: dict[str, Any], path: Path) -> None:

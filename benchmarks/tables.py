@@ -103,7 +103,7 @@ def table(records: list[dict[str, Any]]) -> str:
     versions = [f"jax {r['versions']['jax']}, flax {r['versions']['flax']}" for r in records]
     dates = sorted({r["date"][:10] for r in records})
     notes = (dict.fromkeys(machines), dict.fromkeys(versions), dates)
-    return "\n".join([*lines, "", "; ".join(", ".join(found) for found in notes) + "."])
+    return "\n".join([*lines, "", "; ".join(" and ".join(found) for found in notes) + "."])
 
 
 def load(name: str) -> dict[str, Any]:
@@ -264,11 +264,11 @@ def draw_catch() -> None:
         arms: dict[str, list[Any]] = {}
         for arm in dict.fromkeys(run["arm"] for run in record["runs"]):
             mine = [run for run in record["runs"] if run["arm"] == arm]
-            shown = catch.five_best(mine, arm) if searched else mine
+            shown = catch.best_runs(mine, arm) if searched else mine
             arms[arm] = [run["curve"] for run in shown]
         figure = Figure(figsize=(9, 4), layout="constrained")
         ax = plot.reward_curves(figure.subplots(), arms, record["chance"])
-        what = ", the five best runs of a random search" if searched else ""
+        what = f", the {catch.SHOWN} best runs of a random search" if searched else ""
         ax.set_title(
             f"Catch, N = {record['size']}, M = {record['visible']}{what}", loc="left", fontsize=10
         )

@@ -65,6 +65,9 @@ def test_a_random_search_draws_as_often_and_within_bounds(catch):
         rules = {(x.decay, x.fast_lr, x.steps) for x in settings}
         assert len(rules) == (catch.DRAWS if arm == "RNN + fast weights" else 1)
         assert all(0 < x.decay < 1 and 0.03 <= x.fast_lr <= 0.5 for x in settings)
+    assert {x.steps for x in catch.drawn("RNN + fast weights")} == {1, 2}
+    two = catch.config_of("RNN + fast weights", catch.Setting(1e-2, steps=2), 16, 200, 0)
+    assert two.model.rule.steps == 2
     wanted = catch.wanted(catch.Options(search=True), 16, 200)
     assert len(wanted) == 3 * catch.DRAWS == len(set(wanted))
 
@@ -110,3 +113,36 @@ def test_a_finished_run_is_not_run_again(catch, tmp_path, capsys):
     catch.main(options)
     assert json.loads((tmp_path / "c.json").read_text()) == first
     assert capsys.readouterr().out.count("seed 0: games") == 1
+
+
+def test_runs_of_another_length_are_kept_and_not_mixed_in(catch, tmp_path, capsys):
+    """Curves of two lengths have no mean."""
+    known = {
+        "arm": "RNN",
+        "setting": catch.Setting(1e-3)._asdict(),
+        "seed": 200,
+        "updates": 40,
+        "mean_reward": 1.0,
+        "curve": [[2_560, 1.0]],
+    }
+    (tmp_path / "c.json").write_text(json.dumps({"runs": [known]}))
+    options = catch.Options(
+        quick=True, updates=60, arms=("RNN",), out=tmp_path / "c.json", runs=tmp_path / "runs"
+    )
+    catch.main(options)
+    assert json.loads((tmp_path / "c.json").read_text())["runs"][0] == known
+    assert "| RNN | 0.001 | – | 1 |" in capsys.readouterr().out
+
+
+def test_two_ways_to_try_settings_are_refused_together(catch):
+    with pytest.raises(SystemExit, match="give one of them"):
+        catch.main(catch.Options(grid=True, search=True))
+
+
+def test_a_locked_run_is_told_without_a_traceback(script, capsys):
+    from fastweights.errors import ConfigError
+
+    with pytest.raises(SystemExit) as stop, script("harness").telling_errors():
+        raise ConfigError("another process is at work in this run directory", where="runs/c")
+    assert stop.value.code == 2
+    assert "ConfigError: another process" in capsys.readouterr().err
