@@ -5,12 +5,14 @@
     python benchmarks/catch.py --quick            # N = 8, one seed: minutes, the same pipeline
     python benchmarks/catch.py --size 16 --grid   # every setting of the grid, 3 seeds each
     python benchmarks/catch.py --size 16 --search # twelve settings at random, one seed each
+    python benchmarks/catch.py --size 16 --confirm # the best of these, with seeds of its own
 
 Every arm plays the same number of games with the same losses, the same warmup and cosine, and has
 four settings in its grid, tried at full length with seeds 100 to 102, not among those reported. The
 setting with the largest mean reward over all their games is taken, from the grid's JSON. The search
-is the paper's own way: settings drawn at random, and the mean of the five best runs. A run that is
-done is in the JSON and is not run again; one that was stopped goes on from its checkpoint.
+is the paper's own way: settings drawn at random, and the mean of the five best runs. That picks
+runs by what they show, so the setting of each arm's best run can be tried again with new seeds. A
+run that is done is in the JSON and is not run again; one stopped goes on from its checkpoint.
 """
 
 import dataclasses
@@ -84,6 +86,7 @@ class Options:
         updates: of 128 games each; by default 3,200 at N = 16 and 4,800 at N = 24.
         grid: try the settings instead, three seeds each.
         search: try settings drawn at random instead, one seed each.
+        confirm: take the setting of each arm's best run in that search.
         quick: N = 8 and one seed.
         out: the JSON; benchmarks/results/catch_N.json by default.
         runs: directory of the run directories.
@@ -95,6 +98,7 @@ class Options:
     updates: int | None = None
     grid: bool = False
     search: bool = False
+    confirm: bool = False
     quick: bool = False
     out: Path | None = None
     runs: Path = Path("runs/catch")
@@ -182,7 +186,7 @@ def wanted(options: Options, size: int, updates: int) -> list[tuple[str, Setting
         draws = {arm: drawn(arm) for arm in options.arms}
         return [(a, draws[a][i], FIRST_SEED + i) for i in range(DRAWS) for a in options.arms]
     seeds = range(1 if options.quick else options.seeds)
-    best = chosen(size)
+    best = found(size, options.arms) if options.confirm else chosen(size)
     return [(arm, best[arm], seed) for seed in seeds for arm in options.arms]
 
 
@@ -206,10 +210,23 @@ def chosen(size: int) -> dict[str, Setting]:
     return best
 
 
+def found(size: int, arms: tuple[str, ...]) -> dict[str, Setting]:
+    """The setting of each arm's best run in the committed search of that size."""
+    file = RESULTS / f"catch_{size}_search.json"
+    tried = json.loads(file.read_text())["runs"] if file.exists() else []
+    best = {arm: best_runs(tried, arm) for arm in arms}
+    if missing := [arm for arm in arms if not best[arm]]:
+        raise SystemExit(
+            f"no search of {', '.join(missing)} in {file}; run first: "
+            f"python benchmarks/catch.py --size {size} --search"
+        )
+    return {arm: Setting(**runs[0]["setting"]) for arm, runs in best.items()}
+
+
 def table(runs: list[dict[str, Any]]) -> str:
     """Games to each level, a setting a row: median (least-most) over seeds, in thousands."""
     lines = [
-        "| arm | lr | λ, η | seeds | to 0 | to 0.5 | to 0.9 | final reward | frames/s |",
+        "| arm | lr | λ, η, S | seeds | to 0 | to 0.5 | to 0.9 | final reward | frames/s |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for arm, setting in dict.fromkeys((r["arm"], Setting(**r["setting"])) for r in runs):
@@ -217,7 +234,8 @@ def table(runs: list[dict[str, Any]]) -> str:
         cells = [spread([r["games_to"][str(level)] for r in group]) for level in LEVELS]
         final = statistics.fmean(r["final_reward"] for r in group)
         speed = statistics.median(r["frames_per_second"] or 0 for r in group)
-        fast = f"{setting.decay:g}, {setting.fast_lr:g}" if ARMS[arm] == "fast-weights" else "–"
+        rule = f"{setting.decay:g}, {setting.fast_lr:g}, {setting.steps}"
+        fast = rule if ARMS[arm] == "fast-weights" else "–"
         lines.append(
             f"| {arm} | {setting.lr:g} | {fast} | {len(group)} | {' | '.join(cells)} | "
             f"{final:+.3f} | {speed:,.0f} |"
@@ -266,12 +284,12 @@ def main(options: Options) -> None:
     """Run what is missing, write the JSON after every run, print the table."""
     if unknown := set(options.arms) - set(ARMS):
         raise SystemExit(f"no such arm: {sorted(unknown)[0]!r}; there are {', '.join(ARMS)}")
-    if options.grid and options.search:
-        raise SystemExit("--grid and --search are two ways to try settings: give one of them")
+    kinds = [name for name in ("grid", "search", "confirm") if getattr(options, name)]
+    if len(kinds) > 1:
+        raise SystemExit(f"--{' and --'.join(kinds)} are different runs: give one of them")
     size = 8 if options.quick else options.size
     updates = options.updates or UPDATES[size]
-    kind = "_grid" if options.grid else "_search" if options.search else ""
-    name = f"catch_{size}{kind}"
+    name = "_".join(["catch", str(size), *kinds])
     out = options.out or (options.runs if options.quick else RESULTS) / f"{name}.json"
     record = harness.circumstances(("fastweights", "jax", "jaxlib", "flax", "optax", "numpy"))
     record |= {"size": size, "visible": VISIBLE[size], "window": WINDOW}

@@ -137,6 +137,24 @@ def test_runs_of_another_length_are_kept_and_not_mixed_in(catch, tmp_path, capsy
 def test_two_ways_to_try_settings_are_refused_together(catch):
     with pytest.raises(SystemExit, match="give one of them"):
         catch.main(catch.Options(grid=True, search=True))
+    with pytest.raises(SystemExit, match="--search and --confirm"):
+        catch.main(catch.Options(search=True, confirm=True))
+
+
+def test_the_best_run_of_the_search_is_tried_again(catch, monkeypatch, tmp_path):
+    """The setting with the most reward in one run, with seeds that the search did not see."""
+    monkeypatch.setattr(catch, "RESULTS", tmp_path)
+    again = catch.Options(confirm=True, arms=("LSTM",))
+    with pytest.raises(SystemExit, match=r"no search of LSTM .*--size 16 --search"):
+        catch.wanted(again, 16, 200)
+    runs = [
+        {"arm": "LSTM", "setting": catch.Setting(lr)._asdict(), "mean_reward": reward}
+        for lr, reward in ((2e-3, 0.5), (4e-3, 0.7), (8e-3, 0.6))
+    ]
+    (tmp_path / "catch_16_search.json").write_text(json.dumps({"runs": runs}))
+    wanted = catch.wanted(again, 16, 200)
+    assert wanted == [("LSTM", catch.Setting(4e-3), seed) for seed in range(5)]
+    assert not set(range(5)) & set(range(catch.FIRST_SEED, catch.FIRST_SEED + catch.DRAWS))
 
 
 def test_a_locked_run_is_told_without_a_traceback(script, capsys):
