@@ -5,6 +5,7 @@ python benchmarks/tables.py --check    fail if a page does not say what the JSON
 """
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ PAGES = {
         "glimpses_table",
         "glimpses_decay",
     ),
-    ROOT / "docs" / "catch.md": ("catch", "catch_search", "catch_grid"),
+    ROOT / "docs" / "catch.md": ("catch", "catch_search", "catch_confirm", "catch_grid"),
     ROOT / "docs" / "performance.md": ("in_place", "decode", "gpu"),
     ROOT / "docs" / "in_place_ttt.md": ("books", "books_ablations"),
     ROOT / "docs" / "fast_slow_measured.md": (
@@ -252,26 +253,35 @@ def draw_books() -> None:
 
 
 def draw_catch() -> None:
-    """The pictures of docs/catch.md: every seed, and the best runs of the random search."""
+    """The pictures of docs/catch.md: every seed, or the best runs of the random search."""
     from matplotlib.figure import Figure
 
     from fastweights import plot
 
-    for name in ("catch_16", "catch_24", "catch_16_search", "catch_24_search"):
+    titles = {
+        "": "",
+        "_search": f", the {catch.SHOWN} best runs of a random search",
+        "_confirm": ", the best setting of the search with new seeds",
+    }
+    for size, (kind, title) in itertools.product((16, 24), titles.items()):
+        name = f"catch_{size}{kind}"
         if not (RESULTS / f"{name}.json").exists():
             continue
-        record, searched = load(name), name.endswith("_search")
+        record, searched = load(name), kind == "_search"
         arms: dict[str, list[Any]] = {}
         for arm in dict.fromkeys(run["arm"] for run in record["runs"]):
             mine = [run for run in record["runs"] if run["arm"] == arm]
             shown = catch.best_runs(mine, arm) if searched else mine
             arms[arm] = [run["curve"] for run in shown]
         figure = Figure(figsize=(9, 4), layout="constrained")
-        ax = plot.reward_curves(figure.subplots(), arms, record["chance"])
-        what = f", the {catch.SHOWN} best runs of a random search" if searched else ""
-        ax.set_title(
-            f"Catch, N = {record['size']}, M = {record['visible']}{what}", loc="left", fontsize=10
+        ax = plot.reward_curves(
+            figure.subplots(),
+            arms,
+            record["chance"],
+            middle="mean" if searched else "median",
+            of="runs" if searched else "seeds",
         )
+        ax.set_title(f"Catch, N = {size}, M = {record['visible']}{title}", loc="left", fontsize=10)
         figure.savefig(ROOT / "docs" / "images" / f"{name}.png", dpi=110)
 
 

@@ -41,6 +41,11 @@ def test_reward_curves_show_every_seed_and_their_median():
         "a, median of 3 seeds",
         "chance: -0.75",
     ]
+    of_runs = plot.reward_curves(
+        Figure().subplots(), {"a": [*seeds, [(1000, 0.5), (2000, 1.0)]]}, middle="mean", of="runs"
+    )
+    np.testing.assert_array_equal(of_runs.lines[4].get_xydata(), [[1, -0.25], [2, 0.25]])
+    assert of_runs.get_legend().get_texts()[0].get_text() == "a, mean of 4 runs"
     with pytest.raises(ConfigError, match="same games"):
         plot.reward_curves(Figure().subplots(), {"a": [seeds[0], seeds[1][:1]]})
 

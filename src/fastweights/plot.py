@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -65,13 +65,17 @@ def reward_curves(
     ax: Axes,
     arms: Mapping[str, Sequence[Sequence[tuple[int, float]]]],
     chance: float | None = None,
+    middle: Literal["median", "mean"] = "median",
+    of: str = "seeds",
 ) -> Axes:
-    """Mean reward against games, an arm a colour: every seed thin, their median thick.
+    """Mean reward against games, an arm a colour: every seed thin, their middle thick.
 
     Args:
         ax: what to draw into.
         arms: name -> one curve per seed, each (games, mean reward from -1 to 1), at the same games.
         chance: reward of playing at random; a labelled horizontal line.
+        middle: the thick line; a median withstands a seed that failed, a mean counts it in.
+        of: what an arm's curves are called in the legend; "runs" where more than the seed differs.
 
     Returns:
         `ax`.
@@ -79,7 +83,7 @@ def reward_curves(
     Raises:
         ConfigError: seeds of one arm that were measured at different games, or no seed.
     """
-    _seeds(ax, arms, "games", across=1e-3)
+    _seeds(ax, arms, "games", across=1e-3, middle=middle, of=of)
     if chance is not None:
         label = f"chance: {chance:.2f}"
         ax.axhline(chance, color="0.4", linewidth=0.8, linestyle=(0, (1, 2)), label=label)
@@ -301,8 +305,10 @@ def _seeds(
     what: str,
     across: float = 1.0,
     up: float = 1.0,
+    middle: Literal["median", "mean"] = "median",
+    of: str = "seeds",
 ) -> None:
-    """Every seed's curve thin, their median thick; `across` and `up` scale the axes."""
+    """Every seed's curve thin, their middle thick; `across` and `up` scale the axes."""
     for i, (name, seeds) in enumerate(arms.items()):
         if not seeds or len({tuple(x for x, _ in curve) for curve in seeds}) != 1:
             raise ConfigError(f"the seeds of {name!r} were not measured at the same {what}")
@@ -310,9 +316,9 @@ def _seeds(
         there = across * np.asarray([point[0] for point in seeds[0]])
         values = up * np.asarray([[value for _, value in curve] for curve in seeds])
         ax.plot(there, values.T, color=colour, linewidth=0.5, alpha=0.5)
-        label = f"{name}, median of {len(seeds)} seeds" if len(seeds) > 1 else name
-        median = np.median(values, axis=0)
-        ax.plot(there, median, color=colour, linestyle=dash, linewidth=2, label=label)
+        label = f"{name}, {middle} of {len(seeds)} {of}" if len(seeds) > 1 else name
+        thick = np.median(values, axis=0) if middle == "median" else values.mean(axis=0)
+        ax.plot(there, thick, color=colour, linestyle=dash, linewidth=2, label=label)
 
 
 def _check_fractions(values: np.ndarray, name: str) -> None:
