@@ -41,7 +41,7 @@ class Arguments:
 
 
 def player(updates: int, seed: int) -> AgentConfig:
-    """N = 16, M = 3 with fast weights, as `configs/catch_16.py`, shorter and at a higher rate."""
+    """N = 16, M = 3 with fast weights, a quarter as long as `configs/catch_16.py`."""
     return AgentConfig(
         model=CatchModel(rule=Hebbian(decay=0.5, lr=0.1, steps=1)),
         optim=Optim(lr=1e-2, schedule="cosine", decay_steps=max(updates, 51), warmup=50, clip=1.0),
