@@ -10,6 +10,7 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from support import CIRCUMSTANCES, ROOT
@@ -129,7 +130,7 @@ def test_flops_are_those_of_the_products(script):
     config = dataclasses.replace(sizes.TOY.model, dtype="float32", param_dtype="float32")
     config = dataclasses.replace(config, hidden=64, intermediate=96, layers=1, ttt=None)
     length = 32
-    tokens = jax.ShapeDtypeStruct((1, length), int)
+    tokens = jax.ShapeDtypeStruct((1, length), jnp.int32)
     lowered = jax.jit(Decoder.__call__).lower(script("random_decoder").shapes(config), tokens)
     counted = lowered.cost_analysis()["flops"]
     ours = sizes.forward_flops(config, length, length, causal=False)

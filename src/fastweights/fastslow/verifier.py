@@ -19,6 +19,8 @@ from fastweights.tasks.prompted import Failed, Outcome, Problem, Score, Unscorab
 
 #: seconds beyond the limit after which a child ends itself, if its parent, too, has been killed
 GRACE = 5.0
+#: what pickle raises of what it cannot take, which depends on the Python
+UNPICKLABLE = (pickle.PicklingError, AttributeError, TypeError)
 _KINDS = {kind.__name__: kind for kind in (Score, Unscorable, Failed)}
 
 
@@ -68,12 +70,13 @@ class Verifier(Judge):
             answer: any text; it is not looked at in this process.
 
         Raises:
-            ConfigError: no child can be started: the function cannot be imported or prepared there.
+            ConfigError: no child can be started: the function cannot be imported or prepared there;
+                or the problem cannot be pickled.
         """
         with self._lock:
             process, pipe = self._running()
             try:
-                pipe.send((problem, answer, self.limit + GRACE))
+                self._send(pipe, problem, answer)
                 if wait([pipe, process.sentinel], self.limit):
                     return _decode(pipe.recv_bytes())
                 self._kill()
@@ -84,6 +87,17 @@ class Verifier(Judge):
                 self._kill()  # or its verdict would be taken for that on the next answer
                 raise
 
+    def _send(self, pipe: Connection, problem: Problem, answer: str) -> None:
+        try:
+            pipe.send((problem, answer, self.limit + GRACE))
+        except UNPICKLABLE as error:
+            raise ConfigError(
+                "a problem cannot be sent to the verifier's process",
+                where=short(repr(problem)),
+                cause=f"it cannot be pickled: {error}",
+                next="make it of strings, numbers and classes of a module",
+            ) from None
+
     def _running(self) -> tuple[Any, Connection]:
         if self._child and self._child[0].is_alive():
             return self._child
@@ -93,7 +107,7 @@ class Verifier(Judge):
         process = context.Process(target=_serve, args=(other_end, self.function), daemon=True)
         try:
             process.start()
-        except (pickle.PicklingError, AttributeError, TypeError) as error:
+        except UNPICKLABLE as error:
             pipe.close()
             raise self._no_child(f"it cannot be pickled: {error}") from None
         finally:
