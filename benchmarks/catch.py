@@ -88,7 +88,7 @@ class Options:
         search: try settings drawn at random instead, one seed each.
         confirm: take the setting of each arm's best run in that search.
         quick: N = 8 and one seed.
-        out: the JSON; benchmarks/results/catch_N.json by default.
+        out: the JSON; benchmarks/results/catch_N.json by default, or catch_N_search.json and so on.
         runs: directory of the run directories.
     """
 
