@@ -192,7 +192,7 @@ def test_settings_that_cannot_work(tmp_path):
 
 
 def endpoint(url, ledger):
-    patience = Patience(timeout=0.3, limit=0.5, retries=1, garbage_retries=1)
+    patience = Patience(timeout=60.0, limit=60.0, retries=1, garbage_retries=1)
     quick = {"patience": patience, "sleep": lambda _: None, "ledger": ledger}
     return Endpoint(base_url=url, model="m", api_key_env="TEST_KEY", max_tokens=9, **quick)
 
