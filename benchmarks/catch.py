@@ -195,10 +195,14 @@ def key_of(run: dict[str, Any]) -> tuple[str, Setting, int, int]:
     return run["arm"], Setting(**run["setting"]), run["seed"], run["updates"]
 
 
+def runs_in(file: Path) -> list[dict[str, Any]]:
+    """The runs of a JSON, none where there is none yet."""
+    return json.loads(file.read_text())["runs"] if file.exists() else []
+
+
 def chosen(size: int) -> dict[str, Setting]:
     """Every arm's best setting in the committed grid of that size: most reward over all games."""
-    file = RESULTS / f"catch_{size}_grid.json"
-    tried = json.loads(file.read_text())["runs"] if file.exists() else []
+    tried = runs_in(RESULTS / f"catch_{size}_grid.json")
     best = dict(UNTUNED)
     for arm in ARMS:
         rewards: dict[Setting, list[float]] = {}
@@ -213,8 +217,7 @@ def chosen(size: int) -> dict[str, Setting]:
 def found(size: int, arms: tuple[str, ...]) -> dict[str, Setting]:
     """The setting of each arm's best run in the committed search of that size."""
     file = RESULTS / f"catch_{size}_search.json"
-    tried = json.loads(file.read_text())["runs"] if file.exists() else []
-    best = {arm: best_runs(tried, arm) for arm in arms}
+    best = {arm: best_runs(runs_in(file), arm) for arm in arms}
     if missing := [arm for arm in arms if not best[arm]]:
         raise SystemExit(
             f"no search of {', '.join(missing)} in {file}; run first: "
@@ -224,21 +227,26 @@ def found(size: int, arms: tuple[str, ...]) -> dict[str, Setting]:
 
 
 def table(runs: list[dict[str, Any]]) -> str:
-    """Games to each level, a setting a row: median (least-most) over seeds, in thousands."""
+    """Games to each level in thousands, a setting a row: median (least-most) over seeds.
+
+    Then the least and most reward over all games, and the mean reward at the end.
+    """
     lines = [
-        "| arm | lr | λ, η, S | seeds | to 0 | to 0.5 | to 0.9 | final reward | frames/s |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| arm | lr | λ, η, S | seeds | to 0 | to 0.5 | to 0.9 | over all games | at the end | "
+        "frames/s |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for arm, setting in dict.fromkeys((r["arm"], Setting(**r["setting"])) for r in runs):
         group = [r for r in runs if (r["arm"], Setting(**r["setting"])) == (arm, setting)]
         cells = [spread([r["games_to"][str(level)] for r in group]) for level in LEVELS]
+        rewards = sorted(r["mean_reward"] for r in group)
         final = statistics.fmean(r["final_reward"] for r in group)
         speed = statistics.median(r["frames_per_second"] or 0 for r in group)
         rule = f"{setting.decay:g}, {setting.fast_lr:g}, {setting.steps}"
         fast = rule if ARMS[arm] == "fast-weights" else "–"
         lines.append(
             f"| {arm} | {setting.lr:g} | {fast} | {len(group)} | {' | '.join(cells)} | "
-            f"{final:+.3f} | {speed:,.0f} |"
+            f"{rewards[0]:+.2f} to {rewards[-1]:+.2f} | {final:+.3f} | {speed:,.0f} |"
         )
     return "\n".join(lines)
 
@@ -252,7 +260,8 @@ def best_runs(runs: list[dict[str, Any]], arm: str) -> list[dict[str, Any]]:
 def best_table(runs: list[dict[str, Any]]) -> str:
     """The mean curve of each arm's best runs, and the games that the single ones needed."""
     lines = [
-        "| arm | runs | mean curve to 0 | to 0.5 | to 0.9 | each of them to 0.9 | at the end |",
+        "| arm | runs that get to 0.9 | mean curve to 0 | to 0.5 | to 0.9 | each of them to 0.9 | "
+        "at the end |",
         "|---|---|---|---|---|---|---|",
     ]
     for arm in dict.fromkeys(run["arm"] for run in runs):
@@ -263,8 +272,9 @@ def best_table(runs: list[dict[str, Any]]) -> str:
         cells = ["never" if games is None else f"{games / 1e3:.0f}k" for games in reached]
         each = spread([run["games_to"]["0.9"] for run in group])
         final = statistics.fmean(run["final_reward"] for run in group)
-        tried = sum(run["arm"] == arm for run in runs)
-        lines.append(f"| {arm} | {tried} | {' | '.join(cells)} | {each} | {final:+.3f} |")
+        tried = [run["games_to"]["0.9"] for run in runs if run["arm"] == arm]
+        there = f"{sum(games is not None for games in tried)} of {len(tried)}"
+        lines.append(f"| {arm} | {there} | {' | '.join(cells)} | {each} | {final:+.3f} |")
     return "\n".join(lines)
 
 
@@ -294,7 +304,7 @@ def main(options: Options) -> None:
     record = harness.circumstances(("fastweights", "jax", "jaxlib", "flax", "optax", "numpy"))
     record |= {"size": size, "visible": VISIBLE[size], "window": WINDOW}
     record["chance"] = Catch(size=size).chance
-    record["runs"] = json.loads(out.read_text())["runs"] if out.exists() else []
+    record["runs"] = runs_in(out)
     for arm, setting, seed in wanted(options, size, updates):
         if (arm, setting, seed, updates) in {key_of(done) for done in record["runs"]}:
             continue

@@ -87,7 +87,27 @@ def test_the_curve_of_the_best_runs_is_their_mean(catch, monkeypatch):
         for end in ends
     ]
     row = catch.best_table(runs).splitlines()[-1]
-    assert row == "| LSTM | 6 | 2k | 2k | 3k | 2k (2-2), 1 never | +0.800 |"
+    assert row == "| LSTM | 4 of 6 | 2k | 2k | 3k | 2k (2-2), 1 never | +0.800 |"
+
+
+def test_a_setting_is_a_row_with_its_seeds_together(catch):
+    """λ, η and S where there are fast weights; least and most reward over all games."""
+    runs = [
+        {
+            "arm": "RNN + fast weights",
+            "setting": catch.Setting(1e-2, 0.6, 0.2, 2)._asdict(),
+            "games_to": {"0.0": games, "0.5": games, "0.9": None},
+            "mean_reward": reward,
+            "final_reward": reward,
+            "frames_per_second": 1_000,
+        }
+        for games, reward in ((2_000, 0.5), (4_000, -0.25), (6_000, 0.2))
+    ]
+    row = catch.table(runs).splitlines()[-1]
+    assert row == (
+        "| RNN + fast weights | 0.01 | 0.6, 0.2, 2 | 3 | 4k (2-6) | 4k (2-6) | never | "
+        "-0.25 to +0.50 | +0.150 | 1,000 |"
+    )
 
 
 def test_the_configs_are_the_arm_of_the_figure(catch):
