@@ -117,9 +117,9 @@ tokens = fw.rules.hebbian.Token(boundary=jnp.asarray(drives, jnp.float32))
 state, settled = fw.rules.scan(rule, rule.init(H), tokens)
 
 print("largest difference in activity:", f"{np.abs(settled - by_hand).max():.1e}")
-print("largest difference in A:       ", f"{np.abs(state.A - A).max():.1e}")
+print("largest difference in A:       ", f"{np.abs(state.S - A).max():.1e}")
 np.testing.assert_allclose(settled, by_hand, atol=1e-4)
-np.testing.assert_allclose(state.A, A, atol=1e-4)
+np.testing.assert_allclose(state.S, A, atol=1e-4)
 
 # %% [markdown]
 # ### The same memory without a matrix
@@ -470,8 +470,8 @@ fading = LR * DECAY ** np.arange(len(settled))[::-1]
 final = fw.rules.hebbian.Matrix(jnp.zeros((HIDDEN, HIDDEN)))
 for h in activity.settled:
     final = net.cell.rule.write(final, h)
-np.testing.assert_allclose(final.A, (fading * settled.T) @ settled, atol=1e-3)
-assert final.A.min() >= 0
+np.testing.assert_allclose(final.S, (fading * settled.T) @ settled, atol=1e-3)
+assert final.S.min() >= 0
 
 if not FAST:  # what only a trained net can show
     assert with_memory < 0.05 < task.chance < without_memory

@@ -17,7 +17,7 @@ import numpy as np
 from jax import Array
 from jax.test_util import check_grads
 
-from fastweights.rules.base import Rule, run, scan
+from fastweights.rules import Rule, run, scan
 
 #: allowed difference between two forms of one computation, by dtype
 TOLERANCE = {"float32": 2e-5, "float64": 1e-10, "bfloat16": 2e-2}

@@ -41,7 +41,7 @@ def test_two_level_reader_follows_the_figure(decay, lr):
     b = lambda layer: np.float64(layer.bias[...])
     cell, V = net.reader.cell, w(net.reader.integrate)
     W, C = w(cell.recurrent), w(cell.input)
-    gain, bias = np.float64(cell.norm.scale[...]), np.float64(cell.norm.bias[...])
+    gain, bias = np.float64(cell.slow.gain[...]), np.float64(cell.slow.bias[...])
     for image, logits in zip(images(), np.asarray(net(images())), strict=True):
         xs = np.float64(glimpses(image[None])[0])
         xs = relu(xs @ w(net.embed) + b(net.embed)) @ w(net.expand) + b(net.expand)

@@ -74,8 +74,8 @@ def test_a_cell_there_is_not_is_refused_with_those_there_are():
 def test_cells_start_as_the_paper_says():
     cell = FastWeightCell(FEATURES, HIDDEN, Hebbian(), rngs=nnx.Rngs(0))
     np.testing.assert_allclose(cell.recurrent.kernel[...], 0.05 * np.eye(HIDDEN), rtol=1e-6)
-    np.testing.assert_array_equal(cell.norm.scale[...], np.ones(HIDDEN))
-    np.testing.assert_array_equal(cell.norm.bias[...], np.zeros(HIDDEN))
+    np.testing.assert_array_equal(cell.slow.gain[...], np.ones(HIDDEN))
+    np.testing.assert_array_equal(cell.slow.bias[...], np.zeros(HIDDEN))
     weights = np.asarray(kernel_start("paper")(jax.random.key(0), (300, 16)))
     assert 0.24 < np.abs(weights).max() <= 0.25  # 1/sqrt(16)
     assert weights.std() == pytest.approx(0.25 / np.sqrt(3), rel=0.03)

@@ -35,18 +35,23 @@ def cell_of(p, rule, dtype):
     cell = FastWeightCell(FEATURES, HIDDEN, rule, rngs=nnx.Rngs(0))
     cell.recurrent.kernel = nnx.Param(jnp.asarray(p["W"].T, dtype))
     cell.input.kernel = nnx.Param(jnp.asarray(p["C"].T, dtype))
-    cell.norm.scale = nnx.Param(jnp.asarray(p["gain"], dtype))
-    cell.norm.bias = nnx.Param(jnp.asarray(p["bias"], dtype))
+    cell.slow.gain = nnx.Param(jnp.asarray(p["gain"], dtype))
+    cell.slow.bias = nnx.Param(jnp.asarray(p["bias"], dtype))
     return cell
 
 
 def start_of(rule, old, A, length, dtype):
     if rule.choose(HIDDEN, length) is Form.MATRIX:
         return Matrix(jnp.asarray(A, dtype))
-    state = rule.init(HIDDEN, length + len(old), dtype)
+    state = rule.init(HIDDEN, length=length + len(old), dtype=dtype)
     for h in old:
         state = rule.write(state, jnp.asarray(h, dtype))
     return state
+
+
+def carry_of(cell, h, fast):
+    """A carry with the cell's own gain and bias."""
+    return FastCarry(h, fast._replace(gain=cell.slow.gain[...], bias=cell.slow.bias[...]))
 
 
 @pytest.mark.parametrize("form", [Form.MATRIX, Form.ATTENTION])
@@ -65,7 +70,7 @@ def test_network_equals_the_paper_in_float64(form, steps, length, decay, lr):
         fast = start_of(rule, old, A0, length, jnp.float64)
 
         def value(cell, xs, h0):
-            carry, ys = jax.lax.scan(cell.step, FastCarry(h0, fast), cell.project(xs))
+            carry, ys = jax.lax.scan(cell.step, carry_of(cell, h0, fast), cell.project(xs))
             A = rule.matrix(carry.fast)
             return jnp.sum(ys * d_hs) + jnp.sum(A * d_A), (ys, A)
 
@@ -76,8 +81,8 @@ def test_network_equals_the_paper_in_float64(form, steps, length, decay, lr):
         assert_close(A, matrices[-1], "float64", "fast weights")
         assert_close(d_cell.recurrent.kernel[...].T, grads["W"], "float64", "dW")
         assert_close(d_cell.input.kernel[...].T, grads["C"], "float64", "dC")
-        assert_close(d_cell.norm.scale[...], grads["gain"], "float64", "dgain")
-        assert_close(d_cell.norm.bias[...], grads["bias"], "float64", "dbias")
+        assert_close(d_cell.slow.gain[...], grads["gain"], "float64", "dgain")
+        assert_close(d_cell.slow.bias[...], grads["bias"], "float64", "dbias")
         assert_close(dx, d_xs, "float64", "dx")
         assert_close(dh0, d_h0, "float64", "dh0")
 
@@ -92,9 +97,9 @@ def test_gradient_to_the_initial_matrix_in_float64():
         cell = cell_of(p, rule, jnp.float64)
 
         def value(A):
-            carry = FastCarry(jnp.asarray(h0), Matrix(A))
+            carry = carry_of(cell, jnp.asarray(h0), Matrix(A))
             carry, ys = jax.lax.scan(cell.step, carry, cell.project(jnp.asarray(xs)))
-            return jnp.sum(ys * d_hs) + jnp.sum(carry.fast.A * d_A)
+            return jnp.sum(ys * d_hs) + jnp.sum(carry.fast.S * d_A)
 
         assert_close(jax.grad(value)(jnp.asarray(A0)), d_A0, "float64", "dA0")
 
@@ -147,8 +152,8 @@ def test_both_forms_agree_to_1e_6_in_float32(batch, length, hidden, steps):
 def test_auto_takes_attention_below_the_crossover(steps, size, crossover):
     """T < (1 + 1/S) H by counting FLOPs: 2 H at S = 1, 1.5 H at S = 2."""
     rule = Hebbian(steps=steps)
-    assert isinstance(rule.init(size, crossover - 1), History)
-    assert isinstance(rule.init(size, crossover), Matrix)
+    assert isinstance(rule.init(size, length=crossover - 1), History)
+    assert isinstance(rule.init(size, length=crossover), Matrix)
     assert isinstance(rule.init(size), Matrix)
 
 
@@ -156,7 +161,7 @@ def test_a_full_history_forgets_the_oldest_write_only():
     """A ring of M writes is the matrix of the last M."""
     rule = Hebbian(decay=0.8, lr=0.3, form=Form.ATTENTION)
     hs = np.random.default_rng(0).uniform(size=(7, 5))
-    state = rule.init(5, 4)
+    state = rule.init(5, length=4)
     for h in hs:
         state = rule.write(state, jnp.asarray(h, jnp.float32))
     expected = sum(0.3 * 0.8 ** (6 - i) * np.outer(hs[i], hs[i]) for i in range(3, 7))
@@ -190,8 +195,8 @@ def test_a_form_that_there_is_not_is_refused():
 
 def test_a_form_may_be_named_by_its_value():
     assert Hebbian(form="matrix") == Hebbian(form=Form.MATRIX)
-    assert isinstance(Hebbian(form="matrix").init(5, 2), Matrix)
-    assert isinstance(Hebbian(form="attention").init(5, 99), History)
+    assert isinstance(Hebbian(form="matrix").init(5, length=2), Matrix)
+    assert isinstance(Hebbian(form="attention").init(5, length=99), History)
 
 
 def test_rates_may_be_traced():
@@ -212,8 +217,8 @@ def test_rates_may_be_traced():
 def test_no_fast_weights_when_lr_is_zero():
     """η = 0 leaves the two-stage update: relu(norm(z)), whatever was before."""
     rule = Hebbian(lr=0.0)
-    state, tokens = rule.example(jax.random.key(0), 5)
-    _, ys = scan(rule, jax.tree.map(jnp.zeros_like, state), tokens)
+    _, tokens = rule.example(jax.random.key(0), 5)
+    _, ys = scan(rule, rule.init(5), tokens)
     z = np.asarray(tokens.boundary, np.float64)
     centred = z - z.mean(-1, keepdims=True)
     expected = np.maximum(centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5), 0)
@@ -225,9 +230,9 @@ def test_bfloat16_inputs_keep_a_float32_state():
     state, tokens = rule.example(jax.random.key(0), 7)
     low = tokens._replace(boundary=tokens.boundary.astype(jnp.bfloat16))
     final, ys = run(rule, state, low, chunk=4)
-    assert final.A.dtype == jnp.float32 and ys.dtype == jnp.bfloat16
+    assert final.S.dtype == jnp.float32 and ys.dtype == jnp.bfloat16
     expected, _ = scan(rule, state, tokens)
-    assert_close(final.A, expected.A, "bfloat16")
+    assert_close(final.S, expected.S, "bfloat16")
 
 
 def test_tokens_without_a_store_signal_always_store():

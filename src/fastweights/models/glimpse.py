@@ -15,6 +15,7 @@ from fastweights.models.glimpse_views import GLIMPSES_PER_QUADRANT, PATCH, glimp
 from fastweights.nn import CellName, FastWeightCell, kernel_start, make_cell, unroll
 from fastweights.nn.recurrent import FastCarry
 from fastweights.rules import Hebbian
+from fastweights.rules.hebbian import Token
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,9 +68,8 @@ class TwoLevelReader(nnx.Module):
         h = jnp.zeros_like(carry.h)
         for drive in fine:
             h = jax.nn.relu(self.cell.boundary(h, drive))
-        h = self.cell.rule.read(
-            fast, self.integrate(h) + again, norm=self.cell.norm, start=jax.nn.relu(again)
-        )
+        recall = Token(self.integrate(h) + again, start=jax.nn.relu(again))
+        h = self.cell.rule.read(fast, recall)
         return FastCarry(h, fast), h
 
     def __call__(self, xs: Array) -> Array:

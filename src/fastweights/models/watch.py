@@ -10,7 +10,7 @@ from fastweights.errors import ConfigError
 from fastweights.models.retrieval import RetrievalNet
 from fastweights.nn.recurrent import FastCarry, FastWeightCell
 from fastweights.rules import Hebbian
-from fastweights.rules.hebbian import settle
+from fastweights.rules.hebbian import layer_norm, settle
 
 
 class Activity(NamedTuple):
@@ -46,7 +46,7 @@ def watch(net: RetrievalNet, tokens: Array) -> Activity:
             lambda h: cell.rule.recall(carry.fast, h),
             cell.boundary(carry.h, drive),
             steps=cell.rule.steps - 1,
-            norm=cell.norm,
+            norm=lambda x: layer_norm(x, carry.fast.gain, carry.fast.bias),
         )
         carry, settled = cell.step(carry, drive)
         return carry, Activity(query, settled)
@@ -63,7 +63,7 @@ def fast_weight_matrices(rule: Hebbian, settled: Array) -> Array:
         return state, rule.matrix(state)
 
     length, size = settled.shape
-    return jax.lax.scan(step, rule.init(size, length), settled)[1]
+    return jax.lax.scan(step, rule.init(size, length=length), settled)[1]
 
 
 def attention_to_past(rule: Hebbian, activity: Activity) -> Array:

@@ -22,9 +22,9 @@ from jax.typing import DTypeLike
 from fastweights.errors import ConfigError
 from fastweights.nn import mesh
 from fastweights.nn.mlp import MLP
-from fastweights.rules.in_place import clip_norm, write_limit
-from fastweights.rules.in_place_chunk import deltas, read
-from fastweights.rules.in_place_scan import chunk_scan
+from fastweights.rules import InPlace, outputs
+from fastweights.rules.in_place_chunk import read
+from fastweights.rules.in_place_write import Total
 
 Window = Literal["centred", "forward", "reconstruction"]
 
@@ -177,6 +177,18 @@ class InPlaceMLP(MLP):
             v = convolve(v, self.conv[...], TAPS[ttt.window], ttt.chunk, segment_ids)
         return v @ self.proj[...].astype(v.dtype) if ttt.proj else v
 
+    def rule(self, total: Total = jnp.sum) -> InPlace:
+        """The update rule; `total` sums an array over all F columns."""
+        ttt = self.ttt
+        return InPlace(
+            lr=ttt.lr,
+            chunk_size=ttt.chunk,
+            clip=ttt.clip,
+            clip_relative=ttt.clip_relative,
+            clip_after_lr=ttt.clip_after_lr,
+            total=total,
+        )
+
     def apply(self, weights: Array, z: Array) -> Array:
         """What tokens read from fast weights: `[D, F]`, `[C, F] -> [C, D]`."""
         return read(weights, z)
@@ -189,11 +201,7 @@ class InPlaceMLP(MLP):
             z: `[C, F]` from `hidden`.
             v: `[C, D]` from `targets`.
         """
-        ttt = self.ttt
-        limit = write_limit(
-            self.slow, ttt.lr, ttt.clip, relative=ttt.clip_relative, after_lr=ttt.clip_after_lr
-        )
-        return weights + clip_norm(deltas(z, v, ttt.lr), limit)
+        return self.rule().write_chunk(weights, z, v, self.rule().limit(self.slow))
 
     @overload
     def __call__(
@@ -252,18 +260,13 @@ class InPlaceMLP(MLP):
         are summands that are added up once, as those of a plain down projection are. Clipping adds
         a number a chunk, the gradient, which to V is a sum over F, another `[B, T, D]` a layer.
         """
-        ttt, parts = self.ttt, mesh.sizes(z).get("tensor", 1)
-        scan = functools.partial(
-            chunk_scan,
-            chunk=ttt.chunk,
-            lr=ttt.lr,
-            clip=ttt.clip,
-            clip_relative=ttt.clip_relative,
-            clip_after_lr=ttt.clip_after_lr,
-            final=False,
-            axis_name=None if parts == 1 else "tensor",
-        )
-        rows = jax.vmap(lambda w, z, v, ids: scan(w, z, v, segments=ids)[0], (None, 0, 0, 0))
+        parts = mesh.sizes(z).get("tensor", 1)
+        rule = self.rule(jnp.sum if parts == 1 else sum_over_tensor)
+
+        def row(w: Array, z: Array, v: Array, ids: Array | None) -> Array:
+            return outputs(rule, rule.init(w), rule.token(z=z, v=v), segment_ids=ids)
+
+        rows = jax.vmap(row, (None, 0, 0, 0))
         if parts == 1:
             return rows(self.slow, z, v, segment_ids)
         # with a copy of V for each part nothing is replicated, and both sums are written out: this
@@ -279,6 +282,11 @@ class InPlaceMLP(MLP):
         )
         copies = jnp.broadcast_to(v[None], (parts, *v.shape))
         return jax.lax.reduce_sum(summands(self.slow, z, copies, segment_ids), (0,))
+
+
+def sum_over_tensor(x: Array) -> Array:
+    """The sum of an array of which each device along `tensor` has a part: `[]`."""
+    return jax.lax.psum(jnp.sum(x), "tensor")
 
 
 def drift(y: Array, slow: Array, segment_ids: Array | None) -> Array:

@@ -16,13 +16,8 @@ from jax import Array
 from fastweights.errors import ConfigError
 from fastweights.nn.associative_lstm import AssociativeLSTM
 from fastweights.nn.initializers import Start, kernel_start, scaled_identity
-from fastweights.rules import Hebbian
-from fastweights.rules.hebbian import Matrix
-
-#: steps per block that has the matrix before it
-MATRIX_BLOCK = 16
-#: fewest steps per block, and most blocks, with a history that grows; each block is compiled
-MIN_BLOCK, MAX_BLOCKS = 8, 6
+from fastweights.nn.slots import SlotProjections, is_driven, slow_weights
+from fastweights.rules import Rule
 
 CellName = Literal["fast-weights", "irnn", "ln-rnn", "lstm", "associative-lstm"]
 
@@ -66,16 +61,18 @@ class FastCarry(NamedTuple):
 
 
 class FastWeightCell(nnx.Module):
-    """The fast-weight RNN of Ba et al. 2016 (arXiv 1610.06258, equations 1, 2 and 5).
+    """A recurrent layer with fast weights beside its activity (Ba et al. 2016, arXiv 1610.06258).
 
-    z = W h(t) + C x(t); h_0 = f(z); h_{s+1} = f(LN[z + A(t) h_s]); h(t+1) = h_S; then A is written
-    with h(t+1). The layer norm works over the units, inside f, at every settling step and not on
-    h_0; its gain and bias are shared by all steps. W starts at `identity` · I.
+    z = W h(t) + C x(t). A rule with a slot of range "drive" gets z as it is and answers with the
+    activity h(t+1): the paper's rule, `Hebbian`, settles under z (equations 2 and 5) with a layer
+    norm whose gain and bias are parameters of the rule. Any other rule gets its slots as
+    projections of f(z), f = ReLU, and h(t+1) = f(LN[z + y]) with y what it reads, the paper's
+    equation for one settling step. W starts at `identity` · I.
 
     Args:
         features: input size I.
-        hidden: number of units H.
-        rule: what is written and how it is read.
+        hidden: number of units H, also the size of keys and values.
+        rule: the update rule.
         identity: scale of the recurrent weights' start.
         start: how the input weights start.
         rngs: flax's source of random keys.
@@ -85,7 +82,7 @@ class FastWeightCell(nnx.Module):
         self,
         features: int,
         hidden: int,
-        rule: Hebbian,
+        rule: Rule,
         *,
         identity: float = 0.05,
         start: Start = "paper",
@@ -99,56 +96,47 @@ class FastWeightCell(nnx.Module):
         self.recurrent = nnx.Linear(
             hidden, hidden, use_bias=False, kernel_init=scaled_identity(identity), rngs=rngs
         )
-        self.norm = nnx.LayerNorm(hidden, epsilon=1e-5, use_fast_variance=False, rngs=rngs)
+        self.slow = slow_weights(rule, hidden, hidden, rngs=rngs)
+        self.slots = self.norm = None
+        if not is_driven(rule):
+            self.slots = SlotProjections(hidden, rule, hidden, hidden, rngs=rngs)
+            self.norm = nnx.LayerNorm(hidden, epsilon=1e-5, use_fast_variance=False, rngs=rngs)
 
     def initial(self, length: int) -> FastCarry:
         """Zero activity and empty fast weights, in the form that is cheaper for `length` writes."""
-        return FastCarry(jnp.zeros(self.hidden), self.rule.init(self.hidden, length))
+        slow = {name: x[...] for name, x in self.slow.items()}
+        fast = self.rule.init(self.hidden, self.hidden, length=length, **slow)
+        return FastCarry(jnp.zeros(self.hidden), fast)
 
     def project(self, xs: Array) -> Array:
         """C x for the whole sequence: `[T, I] -> [T, H]`."""
         return self.input(xs)
 
     def boundary(self, h: Array, drive: Array) -> Array:
-        """W h + C x, the part of the input that stays while the activity settles: `[H]`."""
+        """W h + C x, the slow weights' part of the input: `[H]`."""
         return self.recurrent(h) + drive
 
     def step(self, carry: FastCarry, drive: Array) -> tuple[FastCarry, Array]:
-        """Settle under the boundary condition, then write what settled."""
+        """One step of the rule and the next activity."""
         z = self.boundary(carry.h, drive)
-        h = self.rule.read(carry.fast, z, norm=self.norm)
-        return FastCarry(h, self.rule.write(carry.fast, h)), h
-
-    def _block(self, carry: FastCarry, drives: Array) -> tuple[FastCarry, Array]:
-        """Some steps, `drives [C, H]`, folded into the fast weights before them at the end.
-
-        Those are a matrix, or a history of the steps before and nothing more: see `Hebbian.close`.
-        """
-        opened = FastCarry(carry.h, self.rule.open(carry.fast, len(drives)))
-        after, hs = jax.lax.scan(self.step, opened, drives)
-        return FastCarry(after.h, self.rule.close(after.fast)), hs
+        if self.slots is None or self.norm is None:
+            (name,) = self.rule.slots
+            fast, h = self.rule.step(carry.fast, self.rule.token(**{name: z}))
+            return FastCarry(h, fast), h
+        fast, y = self.rule.step(carry.fast, self.rule.token(**self.slots(jax.nn.relu(z))))
+        h = jax.nn.relu(self.norm(z + y))
+        return FastCarry(h, fast), h
 
     def unroll(self, drives: Array) -> tuple[FastCarry, Array]:
-        """`step` over a whole sequence `[T, H]` from zero activity, block by block; T >= 1.
+        """`step` over a whole sequence `[T, H]` from zero activity, in the rule's form; T >= 1."""
 
-        The same as a scan over `step`, but for the backward pass it saves the fast weights at the
-        borders of blocks, where a scan saves them at every step and spends most of its time there.
-        """
-        carry, length, pieces = self.initial(len(drives)), len(drives), []
-        if isinstance(carry.fast, Matrix):
-            size = min(length, MATRIX_BLOCK)
-            whole = drives[: length // size * size]
-            carry, hs = jax.lax.scan(self._block, carry, whole.reshape(-1, size, self.hidden))
-            pieces.append(hs.reshape(whole.shape))
-            drives = drives[len(whole) :]
-        else:
-            # a scan's carry has one size; this one grows, so early steps do not pay for late ones
-            carry = FastCarry(carry.h, self.rule.init(self.hidden, 0))
-            size = max(MIN_BLOCK, -(-length // MAX_BLOCKS))
-        for start in range(0, len(drives), size):
-            carry, hs = self._block(carry, drives[start : start + size])
-            pieces.append(hs)
-        return carry, jnp.concatenate(pieces)
+        def body(fast: Any, h: Array, drive: Array) -> tuple[Any, Array, Array]:
+            after, y = self.step(FastCarry(h, fast), drive)
+            return after.fast, after.h, y
+
+        h, fast = self.initial(len(drives))
+        fast, h, hs = self.rule.recur(fast, h, body, drives, fresh=True)
+        return FastCarry(h, fast), hs
 
 
 class RNN(nnx.Module):
@@ -218,7 +206,7 @@ def make_cell(
     name: CellName,
     features: int,
     hidden: int,
-    rule: Hebbian,
+    rule: Rule,
     *,
     start: Start = "paper",
     rngs: nnx.Rngs,

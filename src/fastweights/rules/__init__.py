@@ -1,10 +1,11 @@
 """Pure update rules on one unbatched sequence: the heart of the library, the first thing to read.
 
-`base.py` says what a rule is; every other file is one rule or one form of it. Nothing here knows of
-batches, heads, layers, flax or meshes.
+`base.py` is the interface, `drive.py` derives every form from it; every other file is one rule or
+one form of a rule. Nothing here knows of batches, heads, layers, flax or meshes.
 """
 
-from fastweights.rules.base import Rule, run, scan, sequence_length
+from fastweights.rules.base import Memory, Rule, Slot, scan, sequence_length
+from fastweights.rules.drive import document_starts, outputs, run
 from fastweights.rules.hebbian import Form, Hebbian
 from fastweights.rules.in_place import InPlace
 from fastweights.rules.in_place_scan import chunk_scan
@@ -16,8 +17,12 @@ __all__ = [
     "Form",
     "Hebbian",
     "InPlace",
+    "Memory",
     "Rule",
+    "Slot",
     "chunk_scan",
+    "document_starts",
+    "outputs",
     "run",
     "scan",
     "sequence_length",

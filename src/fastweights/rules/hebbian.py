@@ -9,23 +9,26 @@ slow weights send, W h + C x in the paper), f = ReLU, decay λ and fast learning
 Because A = η Σ_i λ^i h_i h_iᵀ over the past h (newest first), A h = η Σ_i λ^i h_i (h_i · h):
 attention over the recent past with no softmax and weights that fade. That gives two forms of one
 meaning, chosen by `Form`: the explicit matrix costs (2S+3) H² FLOPs a token, the attention form
-4 S t H at token t. A `Block` has both: what was before a block of tokens in its own form, and what
-the block wrote as activities.
+4 S t H at token t. A `ChunkState` has both: the state before a chunk in its own form, and the
+chunk's writes as activities.
 """
 
 import dataclasses
 import enum
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from fastweights.rules.base import Rule, scan, sequence_length
+from fastweights.rules.base import Rule, Slot, scan, sequence_length
+from fastweights.rules.settle import layer_norm, settle
 
-Norm = Callable[[Array], Array]
-Recall = Callable[[Array], Array]
+#: steps of a chunk of a recurrent net that has the matrix before it
+MATRIX_CHUNK = 16
+#: fewest steps of a chunk, and most chunks, with a history that grows; each chunk is compiled
+MIN_CHUNK, MAX_CHUNKS = 8, 6
 
 
 class Form(enum.Enum):
@@ -39,7 +42,9 @@ class Form(enum.Enum):
 class Matrix(NamedTuple):
     """The fast weights as a matrix."""
 
-    A: Array  # [H, H] float32
+    S: Array  # [H, H] float32, the paper's A
+    gain: Array | None = None  # [H], of the layer norm; None is 1
+    bias: Array | None = None  # [H], of the layer norm; None is 0
 
 
 class History(NamedTuple):
@@ -47,20 +52,23 @@ class History(NamedTuple):
 
     keys: Array  # [M, H] float32
     count: Array  # [] int32, writes so far; the next one goes to row count mod M
+    gain: Array | None = None  # [H], as of `Matrix`
+    bias: Array | None = None
 
 
-class Block(NamedTuple):
-    """Fast weights while a block of tokens is read: as they were before it, and the block's writes.
+class ChunkState(NamedTuple):
+    """Fast weights while a chunk of tokens is read: the state before it, and the chunk's writes.
 
-    `past` goes through a scan over the block unchanged, and JAX saves what does not change once for
-    the backward pass, not once per token.
+    `past` goes through a scan over the chunk unchanged, and JAX saves an array that does not change
+    once for the backward pass, not once per token.
     """
 
     past: Matrix | History
     recent: History
+    start: Array  # [] int32, writes of the chunk before its last document start; -1 is no start
 
 
-Fast = Matrix | History | Block
+Fast = Matrix | History | ChunkState
 
 
 class Token(NamedTuple):
@@ -68,12 +76,7 @@ class Token(NamedTuple):
 
     boundary: Array  # [H], z = W h + C x, added at every settling step
     store: Array | None = None  # [] bool, False leaves the state as it is; None always stores
-
-
-def layer_norm(x: Array, eps: float = 1e-5) -> Array:
-    """Zero mean, unit population variance over the last axis (Ba, Kiros, Hinton 2016), no gain."""
-    centred = x - jnp.mean(x, -1, keepdims=True)
-    return centred * jax.lax.rsqrt(jnp.mean(centred**2, -1, keepdims=True) + eps)
+    start: Array | None = None  # [H], h_0 of the settling; None is f(boundary)
 
 
 def write_matrix(A: Array, h: Array, decay: float, lr: float) -> Array:
@@ -95,29 +98,6 @@ def fading(length: int, count: Array, decay: float, lr: float, dtype=jnp.float32
 def recall_history(keys: Array, weights: Array, h: Array) -> Array:
     """A h without A: Σ_i weights_i keys_i (keys_i · h), `[M, H]`, `[M]`, `[H]` -> `[H]`."""
     return (weights * (keys @ h)) @ keys
-
-
-def settle(
-    recall: Recall,
-    boundary: Array,
-    *,
-    steps: int,
-    norm: Norm = layer_norm,
-    start: Array | None = None,
-) -> Array:
-    """The settling loop: `steps` times h <- f(norm(boundary + recall(h))), f = ReLU.
-
-    Args:
-        recall: h `[H]` -> A h `[H]`, the fast weights' part; fixed while settling.
-        boundary: `[H]`, what the slow weights send; added at every step.
-        steps: number S of settling steps.
-        norm: applied to the summed input inside f; the paper's layer norm by default.
-        start: h_0 `[H]`; f(boundary), without norm, by default.
-    """
-    h = jax.nn.relu(boundary) if start is None else start
-    for _ in range(steps):
-        h = jax.nn.relu(norm(boundary + recall(h)))
-    return h
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,6 +122,8 @@ class Hebbian(Rule):
     form: Form = Form.AUTO
 
     citation = "Ba, Hinton, Mnih, Leibo, Ionescu 2016, arXiv:1610.06258"
+    slots = {"boundary": Slot("K", "drive")}
+    Token = Token
 
     def __post_init__(self):
         object.__setattr__(self, "form", Form(self.form))
@@ -172,95 +154,142 @@ class Hebbian(Rule):
         return Form.ATTENTION if short else Form.MATRIX
 
     def init(
-        self, size: int, length: int | None = None, dtype: jax.typing.DTypeLike = jnp.float32
+        self,
+        K: int,
+        V: int | None = None,
+        *,
+        length: int | None = None,
+        dtype: jax.typing.DTypeLike = jnp.float32,
+        gain: Array | None = None,
+        bias: Array | None = None,
     ) -> Matrix | History:
-        """Empty fast weights for `size` = H units and at most `length` writes.
+        """Empty fast weights for K = H units and at most `length` writes.
 
-        A `History` keeps the last `length` writes and no more: after that it is the matrix without
-        the terms that have faded below λ^length.
+        A `History` keeps the last `length` writes: after that it is the matrix without the terms
+        that have faded below λ^length.
+
+        Args:
+            K: number of units H.
+            V: the same number, or None.
+            length: the most writes there will be; None is unknown.
+            dtype: of the fast weights.
+            gain: `[H]`, of the layer norm; None is 1.
+            bias: `[H]`, of the layer norm; None is 0.
 
         Raises:
-            ValueError: the attention form was asked for without a length, `steps` is not positive,
-                or `decay` or `lr` is out of its range.
+            ValueError: K and V differ, the attention form was asked for without a length, `steps`
+                is not positive, or `decay` or `lr` is out of its range.
         """
         self._check()
-        if self.choose(size, length) is Form.MATRIX:
-            return Matrix(jnp.zeros((size, size), dtype))
+        if V not in (None, K):
+            raise ValueError(f"the fast matrix of activities is square, got {K} x {V}")
+        if self.choose(K, length) is Form.MATRIX:
+            return Matrix(jnp.zeros((K, K), dtype), gain, bias)
         if length is None:
-            raise ValueError("the attention form needs the number of writes: init(size, length)")
-        return History(jnp.zeros((length, size), dtype), jnp.zeros((), jnp.int32))
+            raise ValueError("the attention form needs the number of writes: init(K, length=...)")
+        return History(jnp.zeros((length, K), dtype), jnp.zeros((), jnp.int32), gain, bias)
 
-    def open(self, state: Matrix | History, length: int) -> Block:
-        """The same fast weights at the start of a block of `length` tokens; `close` ends it."""
+    def parameters(self, K: int, V: int) -> dict[str, Callable[[Array], Array]]:
+        """Gain and bias of the layer norm, shared by all settling steps."""
+        del V
+        return {"gain": lambda key: jnp.ones(K), "bias": lambda key: jnp.zeros(K)}
+
+    def reset(self, state: Fast) -> Fast:
+        """No writes; gain and bias stay."""
+        if isinstance(state, ChunkState):
+            return state._replace(start=state.recent.count)
+        if isinstance(state, Matrix):
+            return state._replace(S=jnp.zeros_like(state.S))
+        return state._replace(keys=jnp.zeros_like(state.keys), count=jnp.zeros_like(state.count))
+
+    def begin(self, state: Matrix | History, length: int) -> ChunkState:
+        """The same fast weights at the start of a chunk of `length` tokens; `flush` ends it."""
         like = jax.tree.leaves(state)[0]
         keys = jnp.zeros((length, like.shape[-1]), like.dtype)
-        return Block(state, History(keys, jnp.zeros((), jnp.int32)))
+        recent = History(keys, jnp.zeros((), jnp.int32))
+        return ChunkState(state, recent, jnp.full((), -1, jnp.int32))
 
-    def close(self, block: Block) -> Matrix | History:
-        """Fold the block's writes into what was before: a matrix, or a history longer by the block.
+    def flush(self, state: ChunkState) -> Matrix | History:
+        """Fold a chunk's writes into the state before it: a matrix, or a history longer by them.
 
-        Of histories every row must have been written once, so no token of theirs was masked.
+        Of histories every row must have been written once, so no token of theirs was masked, and
+        no document has started.
         """
-        past, recent = block
+        past, recent, _ = state
         if isinstance(past, Matrix):
-            return Matrix(self.matrix(block))
-        return History(jnp.concatenate([past.keys, recent.keys]), past.count + recent.count)
+            return past._replace(S=self.matrix(state))
+        return past._replace(
+            keys=jnp.concatenate([past.keys, recent.keys]), count=past.count + recent.count
+        )
 
     def matrix(self, state: Fast) -> Array:
         """The matrix A `[H, H]` that any form stands for."""
         if isinstance(state, Matrix):
-            return state.A
-        if isinstance(state, Block):
-            return self.kept(state) * self.matrix(state.past) + self.matrix(state.recent)
-        return jnp.einsum("i,ij,ik->jk", self.fading(state), state.keys, state.keys)
+            return state.S
+        if isinstance(state, ChunkState):
+            recent = self._sum(state.recent.keys, self._recent_fading(state))
+            return self.kept(state) * self.matrix(state.past) + recent
+        return self._sum(state.keys, self.fading(state))
+
+    def _sum(self, keys: Array, weights: Array) -> Array:
+        return jnp.einsum("i,ij,ik->jk", weights, keys, keys)
 
     def fading(self, state: History) -> Array:
         """How much of each kept activity's write is left, `[M]`."""
         return fading(len(state.keys), state.count, self.decay, self.lr, state.keys.dtype)
 
-    def kept(self, block: Block) -> Array:
-        """What the writes of a block so far left of its past, λ^writes: `[]`."""
-        return self.decay ** block.recent.count.astype(block.recent.keys.dtype)
+    def _recent_fading(self, state: ChunkState) -> Array:
+        """`fading` of a chunk's writes: 0 for the documents before the present one."""
+        weights = self.fading(state.recent)
+        return jnp.where(jnp.arange(len(weights)) >= state.start, weights, 0)
+
+    def kept(self, state: ChunkState) -> Array:
+        """The factor of the past after the chunk's writes so far, λ^writes or 0: `[]`."""
+        left = self.decay ** state.recent.count.astype(state.recent.keys.dtype)
+        return jnp.where(state.start < 0, left, 0)
 
     def recall(self, state: Fast, h: Array) -> Array:
         """A h, `[H] -> [H]`, in the state's own form."""
         if isinstance(state, Matrix):
-            return state.A @ h
-        if isinstance(state, Block):
-            return self.kept(state) * self.recall(state.past, h) + self.recall(state.recent, h)
+            return state.S @ h
+        if isinstance(state, ChunkState):
+            recent = recall_history(state.recent.keys, self._recent_fading(state), h)
+            return self.kept(state) * self.recall(state.past, h) + recent
         return recall_history(state.keys, self.fading(state), h)
 
-    def write(self, state: Fast, observation: Array) -> Fast:
+    def write(self, state: Fast, token: Array) -> Fast:
         """Store the settled activity `[H]`."""
         if isinstance(state, Matrix):
-            h = observation.astype(state.A.dtype)
-            return Matrix(write_matrix(state.A, h, self.decay, self.lr))
-        keys, count = state.recent if isinstance(state, Block) else state
-        history = History(write_history(keys, count, observation.astype(keys.dtype)), count + 1)
-        return Block(state.past, history) if isinstance(state, Block) else history
+            h = token.astype(state.S.dtype)
+            return state._replace(S=write_matrix(state.S, h, self.decay, self.lr))
+        if isinstance(state, ChunkState):
+            return state._replace(recent=self._append(state.recent, token))
+        return self._append(state, token)
 
-    def read(
-        self,
-        state: Fast,
-        query: Array,
-        *,
-        norm: Norm = layer_norm,
-        start: Array | None = None,
-    ) -> Array:
-        """The activity `[H]` that settles under the boundary `query [H]`; see `settle`."""
-        dtype = jax.tree.leaves(state)[0].dtype
+    def _append(self, state: History, h: Array) -> History:
+        keys = write_history(state.keys, state.count, h.astype(state.keys.dtype))
+        return state._replace(keys=keys, count=state.count + 1)
+
+    def read(self, state: Fast, query: Array | Token) -> Array:
+        """The activity `[H]` that settles under a boundary `[H]`, or under a token's; see `settle`.
+
+        The result has the boundary's dtype.
+        """
+        boundary, start = (query, None) if not isinstance(query, tuple) else (query[0], query.start)
+        past = state.past if isinstance(state, ChunkState) else state
+        dtype = jax.tree.leaves(past)[0].dtype
         h = settle(
             lambda h: self.recall(state, h.astype(dtype)),
-            query.astype(dtype),
+            boundary.astype(dtype),
             steps=self.steps,
-            norm=norm,
+            norm=lambda x: layer_norm(x, past.gain, past.bias),
             start=start,
         )
-        return h.astype(query.dtype)
+        return h.astype(boundary.dtype)
 
     def step(self, state: Fast, token: Token) -> tuple[Fast, Array]:
         """Read with what was stored before, then write the settled activity."""
-        h = self.read(state, token.boundary)
+        h = self.read(state, token)
         written = self.write(state, h)
         store = token.store
         if store is not None:
@@ -274,25 +303,68 @@ class Hebbian(Rule):
         store = valid if tokens.store is None else tokens.store & valid
         return tokens._replace(store=store)
 
-    def chunk(self, state: Matrix | History, tokens: Token) -> tuple[Matrix | History, Array]:
+    def chunk(
+        self, state: Matrix | History, tokens: Token, starts: Array | None = None
+    ) -> tuple[Matrix | History, Array]:
         """Attention inside the chunk, the matrix only at its borders.
 
         Equal to `scan`; a chunk of C tokens saves one matrix for the backward pass instead of C.
         """
         if isinstance(state, History):
-            return scan(self, state, tokens)
-        block, hs = scan(self, self.open(state, sequence_length(tokens)), tokens)
-        return self.close(block), hs
+            return scan(self, state, tokens, starts)
+        inside, hs = scan(self, self.begin(state, sequence_length(tokens)), tokens, starts)
+        return self.flush(inside), hs
+
+    def recur(
+        self,
+        state: Matrix | History,
+        carry: Any,
+        body: Callable[[Any, Any, Any], tuple[Any, Any, Any]],
+        xs: Any,
+        *,
+        fresh: bool = False,
+    ) -> tuple[Matrix | History, Any, Any]:
+        """A scan whose tokens depend on earlier outputs, chunk by chunk; see `Rule.recur`.
+
+        For the backward pass it saves the fast weights at the borders of chunks, where a scan saves
+        them at every step and spends most of its time there.
+        """
+        length, size, pieces, first = sequence_length(xs), 0, [], 0
+
+        def one_chunk(pair: tuple[Any, Any], xs: Any) -> tuple[tuple[Any, Any], Any]:
+            begun = self.begin(pair[0], sequence_length(xs))
+            inside, carry, ys = super(Hebbian, self).recur(begun, pair[1], body, xs)
+            return (self.flush(inside), carry), ys
+
+        pair = (state, carry)
+        if isinstance(state, Matrix):
+            size = min(length, MATRIX_CHUNK)
+            first = length // size * size
+            whole = jax.tree.map(lambda x: x[:first].reshape(-1, size, *x.shape[1:]), xs)
+            pair, ys = jax.lax.scan(one_chunk, pair, whole)
+            pieces.append(jax.tree.map(lambda y: y.reshape(first, *y.shape[2:]), ys))
+        elif fresh:
+            # a scan's carry has one size; this one grows, so early steps do not pay for late ones
+            pair = (state._replace(keys=state.keys[:0]), carry)
+            size = max(MIN_CHUNK, -(-length // MAX_CHUNKS))
+        else:  # a ring of activities, some of them written: its rows stay where they are
+            return super().recur(state, carry, body, xs)
+        for at in range(first, length, size):
+            pair, ys = one_chunk(pair, jax.tree.map(lambda x, at=at: x[at : at + size], xs))
+            pieces.append(ys)
+        return *pair, jax.tree.map(lambda *ys: jnp.concatenate(ys), *pieces)
 
     def example(
-        self, key: Array, length: int, extreme: bool = False, size: int = 5
+        self, key: Array, length: int, extreme: bool = False, size: tuple[int, int] = (5, 5)
     ) -> tuple[Fast, Token]:
         """A random start and `length` tokens for `size` units; see `Rule.example`."""
-        old, new, store = jax.random.split(key, 3)
-        state = self.init(size, 2 * length)
-        for h in jax.random.uniform(old, (length, size)):
+        old, new, store, norm = jax.random.split(key, 4)
+        units = size[0]
+        gain, bias = jax.random.normal(norm, (2, units)) / 4
+        state = self.init(units, length=2 * length, gain=1 + gain, bias=bias)
+        for h in jax.random.uniform(old, (length, units)):
             state = self.write(state, h)
-        boundary = jax.random.normal(new, (length, size))
+        boundary = jax.random.normal(new, (length, units))
         if extreme:
             # from exactly zero, where the norm divides by its epsilon alone, to a thousand
             boundary = boundary * jnp.asarray([0.0, 1e-6, 1.0, 1e3])[jnp.arange(length) % 4, None]

@@ -13,7 +13,10 @@ the value, and no token sees its own chunk. Three forms of one meaning:
 
     `InPlace`          token by token, the definition
     `chunk_scan`       a matrix product per chunk, flat memory (in_place_scan.py)
-    `attention`        no fast matrix at all: cheaper for the first 2 d f / (d + f) tokens
+    `attention`        no fast matrix: cheaper for the first 2 d f / (d + f) tokens
+
+In a packed row chunks are counted from the start of the row, and a document begins anew wherever it
+starts: its first tokens read W0 until a chunk of the row completes.
 """
 
 import dataclasses
@@ -24,7 +27,29 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from fastweights.rules.base import Rule, run, sequence_length
+from fastweights.rules.base import Rule, scan, sequence_length
+from fastweights.rules.drive import run
+from fastweights.rules.in_place_chunk import Plan, deltas
+from fastweights.rules.in_place_scan import scan_chunks
+from fastweights.rules.in_place_write import (
+    Total,
+    attention,
+    clip_norm,
+    commit,
+    inner_loss,
+    write_limit,
+)
+
+__all__ = [
+    "InPlace",
+    "State",
+    "Token",
+    "attention",
+    "clip_norm",
+    "commit",
+    "inner_loss",
+    "write_limit",
+]
 
 
 class Token(NamedTuple):
@@ -41,90 +66,8 @@ class State(NamedTuple):
     weights: Array  # [d, f] float32, read by every token of the present chunk
     pending: Array  # [d, f] float32, η Σ v zᵀ of the tokens since the last write
     count: Array  # [] int32, number of those tokens
-    limit: Array | None  # [] float32, largest norm of what a chunk writes; None: no limit
-
-
-def inner_loss(weights: Array, z: Array, v: Array) -> Array:
-    """-<Z Wᵀ, V>, summed over the tokens: `[d, f]`, `[C, f]`, `[C, d]` -> `[]`.
-
-    One step of gradient descent on it, of size η, is one chunk's write.
-    """
-    return -jnp.sum((z @ weights.T) * v)
-
-
-def frobenius(x: Array, axis_name: str | None = None) -> Array:
-    """sqrt(Σ x²), with gradient 0 at 0; `axis_name` as in `clip_norm`."""
-    square = jnp.sum(x * x)
-    if axis_name is not None:
-        square = jax.lax.psum(square, axis_name)
-    positive = square > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1)), 0)
-
-
-def clip_norm(delta: Array, limit: Array | None, axis_name: str | None = None) -> Array:
-    """`delta` scaled down to Frobenius norm `limit` if it is longer; None leaves it.
-
-    With `axis_name` it is a part of a matrix, of which each index of that mapped axis has another,
-    and the norm is that of the whole: one number is summed over the axis.
-    """
-    if limit is None:
-        return delta
-    norm = frobenius(delta, axis_name)
-    long = norm > limit
-    # a write of nothing within a limit of 0 must not be divided by, or its gradient is NaN
-    return delta * jnp.where(long, limit / jnp.where(long, norm, 1), 1).astype(delta.dtype)
-
-
-def write_limit(
-    w0: Array,
-    lr: float,
-    tau: float | None,
-    *,
-    relative: bool = False,
-    after_lr: bool = True,
-    axis_name: str | None = None,
-) -> Array | None:
-    """What `tau` means as a limit on the norm of η Σ v zᵀ: `[] float32`; None if it is None.
-
-    Args:
-        w0: `[d, f]`, the weights a sequence starts from.
-        lr: η.
-        tau: the largest norm of a write.
-        relative: `tau` is in units of the norm of `w0`; gradients flow to it.
-        after_lr: `tau` limits η Σ v zᵀ; otherwise it limits Σ v zᵀ.
-        axis_name: `w0` is a part of the weights; see `clip_norm`.
-    """
-    if tau is None:
-        return None
-    dtype = jnp.promote_types(w0.dtype, jnp.float32)
-    size = frobenius(w0.astype(dtype), axis_name) if relative else jnp.ones((), dtype)
-    return size * (tau if after_lr else tau * abs(lr))
-
-
-def attention(w0: Array, z: Array, v: Array, *, chunk: int, lr: float) -> Array:
-    """Y = Z W0ᵀ + η M(Z Zᵀ) V, with M keeping the pairs whose value is of an earlier chunk.
-
-    Its memory grows with T², and it has no state to hand on: for short prefixes. Writes cannot be
-    clipped in this form.
-
-    Args:
-        w0: `[d, f]`, the weights the sequence starts from.
-        z: `[T, f]` keys and queries.
-        v: `[T, d]` values.
-        chunk: tokens C per chunk.
-        lr: η.
-
-    Returns:
-        `[T, d]`.
-
-    Raises:
-        ValueError: `chunk` is not positive, or `z` and `v` differ in length.
-    """
-    if chunk < 1:
-        raise ValueError(f"chunk must be at least 1, got {chunk}")
-    place = jnp.arange(sequence_length((z, v))) // chunk
-    scores = jnp.where(place[:, None] > place[None, :], z @ z.T, 0)
-    return z @ w0.T.astype(z.dtype) + lr * (scores @ v)
+    limit: Array | None  # [] float32, largest norm of a chunk's write; None is no limit
+    slow: Array  # [d, f] float32, W0, the weights that a document starts from
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,6 +81,7 @@ class InPlace(Rule):
             code. The paper clips at inference.
         clip_relative: τ is in units of the norm of the weights a sequence starts from.
         clip_after_lr: τ limits η Σ v zᵀ; otherwise it limits Σ v zᵀ.
+        total: sums an array over all columns of W, for a caller that has a part of them.
 
     Raises:
         ValueError: `chunk_size` or `clip` is not positive.
@@ -148,7 +92,9 @@ class InPlace(Rule):
     clip: float | None = None
     clip_relative: bool = False
     clip_after_lr: bool = True
+    total: Total = dataclasses.field(default=jnp.sum, repr=False)
 
+    Token = Token
     citation = "Feng, Luo, Hua, Zhang, He, Huang, Cai 2026, arXiv:2604.06169"
 
     def __post_init__(self):
@@ -157,33 +103,50 @@ class InPlace(Rule):
         if self.clip is not None and not self.clip > 0:
             raise ValueError(f"clip must be positive or None, got {self.clip}")
 
-    def init(self, w0: Array, dtype: DTypeLike = jnp.float32) -> State:
+    def init(self, w0: Array, dtype: DTypeLike = jnp.float32) -> State:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Fast weights that start at `w0 [d, f]`."""
         w0 = w0.astype(dtype)
-        limit = write_limit(
-            w0, self.lr, self.clip, relative=self.clip_relative, after_lr=self.clip_after_lr
-        )
-        return State(w0, jnp.zeros_like(w0), jnp.zeros((), jnp.int32), limit)
+        return State(w0, jnp.zeros_like(w0), jnp.zeros((), jnp.int32), self.limit(w0), w0)
 
-    def write(self, state: State, observation: Token) -> State:
+    def limit(self, w0: Array) -> Array | None:
+        """The largest norm of a chunk's write, `[]` float32, or None."""
+        return write_limit(
+            w0,
+            self.lr,
+            self.clip,
+            relative=self.clip_relative,
+            after_lr=self.clip_after_lr,
+            total=self.total,
+        )
+
+    def reset(self, state: State) -> State:
+        """W0, without pending tokens; the place in the chunk stays."""
+        return state._replace(weights=state.slow, pending=jnp.zeros_like(state.pending))
+
+    def write(self, state: State, token: Token) -> State:
         """Remember one token, unless its `store` is False; the last one of a chunk writes it."""
-        dtype, store = state.pending.dtype, observation.store
-        z, v = observation.z.astype(dtype), observation.v.astype(dtype)
-        written = self._close(state, self.lr * jnp.outer(v, z), jnp.ones((), jnp.int32))
+        dtype, store = state.pending.dtype, token.store
+        z, v = token.z.astype(dtype), token.v.astype(dtype)
+        written = self._add(state, self.lr * jnp.outer(v, z), jnp.ones((), jnp.int32))
         if store is None:
             return written
-        return jax.tree.map(lambda new, old: jnp.where(store, new, old), written, state)
+        pick = lambda new, old: old if new is old else jnp.where(store, new, old)
+        return jax.tree.map(pick, written, state)
 
-    def _close(self, state: State, delta: Array, tokens: Array) -> State:
-        """Add `tokens` tokens' η Σ v zᵀ to the pending ones, and write them if that is a chunk."""
+    def _add(self, state: State, delta: Array, tokens: Array) -> State:
+        """Add `tokens` tokens' η Σ v zᵀ to the pending ones, and commit them if that is a chunk."""
         pending, count = state.pending + delta, state.count + tokens
         full = count >= self.chunk_size
-        return State(
-            jnp.where(full, state.weights + clip_norm(pending, state.limit), state.weights),
-            jnp.where(full, 0, pending),
-            jnp.where(full, 0, count),
-            state.limit,
+        after = commit(state.weights, pending, state.limit, self.total)
+        return state._replace(
+            weights=jnp.where(full, after, state.weights),
+            pending=jnp.where(full, 0, pending),
+            count=jnp.where(full, 0, count),
         )
+
+    def write_chunk(self, weights: Array, z: Array, v: Array, limit: Array | None) -> Array:
+        """W after one complete chunk: `[d, f]`, `[C, f]`, `[C, d]`, `[]` -> `[d, f]`."""
+        return commit(weights, deltas(z, v, self.lr), limit, self.total)
 
     def read(self, state: State, query: Array) -> Array:
         """W z: `[f] -> [d]`."""
@@ -199,12 +162,28 @@ class InPlace(Rule):
         store = valid if tokens.store is None else tokens.store & valid
         return tokens._replace(store=store)
 
-    def chunk(self, state: State, tokens: Token) -> tuple[State, Array]:
+    def pad(self, tokens: Token, valid: Array) -> Token:
+        """Padding takes its place in the row's chunks and adds zeros to their writes."""
+        return tokens._replace(v=jnp.where(valid[..., None], tokens.v, 0))
+
+    def sequence(self, state: State, tokens: Token, segment_ids: Array | None) -> Array | None:
+        """The reversible scan over chunks; None for tokens with a `store`."""
+        if tokens.store is not None:
+            return None
+        plan = Plan(self.chunk_size, self.lr, False, self.total)
+        z, v, _ = tokens
+        return scan_chunks(plan, state.slow, state.weights, state.limit, z, v, segment_ids)[0]
+
+    def chunk(
+        self, state: State, tokens: Token, starts: Array | None = None
+    ) -> tuple[State, Array]:
         """A matrix product per write instead of an outer product per token; equal to `scan`.
 
-        It takes any number of tokens from any place in a chunk. Whole sequences from the start of
-        a chunk are cheaper with `chunk_scan`.
+        It takes any number of tokens from any place in a chunk. A row from the start of a chunk is
+        cheaper with `sequence`, and so is a packed row, which is read token by token here.
         """
+        if starts is not None:
+            return scan(self, state, tokens, starts)
         length, dtype = sequence_length(tokens), state.weights.dtype
         if length > self.chunk_size:
             # below, each chunk that has a token in the block takes a product with the whole block
@@ -219,7 +198,7 @@ class InPlace(Rule):
             stored = jnp.where((here & store)[:, None], v, 0)
             y = jnp.where(here[:, None], z @ state.weights.T, 0)
             tokens_here = jnp.sum(here & store, dtype=jnp.int32)
-            return self._close(state, self.lr * (stored.T @ z), tokens_here), y
+            return self._add(state, self.lr * (stored.T @ z), tokens_here), y
 
         # C tokens or fewer lie in two chunks at most
         state, ys = jax.lax.scan(one_write, state, jnp.arange(2))

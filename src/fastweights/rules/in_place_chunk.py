@@ -1,4 +1,4 @@
-"""What one chunk of In-Place TTT computes: the products, and how their gradients go back."""
+"""One chunk of In-Place TTT: its products, and the pullback of its write."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -7,16 +7,16 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from fastweights.rules.in_place import clip_norm
+from fastweights.rules.in_place_write import Total, clip_norm
 
 
 class Plan(NamedTuple):
-    """What is known when the scan is traced."""
+    """Constants of a scan over chunks."""
 
     chunk: int  # C, tokens per write
     lr: float  # η
     final: bool  # is the last chunk's write wanted
-    axis_name: str | None  # mapped axis over which f is split
+    total: Total  # sums over all columns, of which z and the weights may be a part
 
 
 def contract(a: Array, b: Array, axes: tuple[int, int], dtype=None) -> Array:
@@ -36,10 +36,9 @@ def read(weights: Array, z: Array) -> Array:
 
 def outer(a: Array, b: Array) -> Array:
     """Aᵀ B, a sum over tokens: `[C, m]`, `[C, n] -> [m, n]`, as `contract`."""
-    if jax.default_backend() != "cpu":
-        return contract(a, b, (0, 0))
     # the fast product of a CPU wants A turned before, and XLA would fold the turn into it
-    return contract(lax.optimization_barrier(a.T), b, (1, 0))
+    turned = lambda a, b: contract(lax.optimization_barrier(a.T), b, (1, 0))
+    return lax.platform_dependent(a, b, cpu=turned, default=lambda a, b: contract(a, b, (0, 0)))
 
 
 def deltas(z: Array, v: Array, lr: float) -> Array:
@@ -47,17 +46,12 @@ def deltas(z: Array, v: Array, lr: float) -> Array:
     return lr * outer(v, z)
 
 
-def written(plan: Plan, z: Array, v: Array, limit: Array | None) -> Array:
-    """What a chunk writes: η Vᵀ Z, clipped."""
-    return clip_norm(deltas(z, v, plan.lr), limit, plan.axis_name)
-
-
 def written_and_back(plan: Plan, z: Array, v: Array, limit: Array | None):
-    """`written` and its gradient's way back: `(written, G -> (gradient to η Vᵀ Z, to limit))`."""
+    """A chunk's clipped ΔW and its pullback: `(ΔW, G -> (gradient to η Vᵀ Z, to limit))`."""
     delta = deltas(z, v, plan.lr)
     if limit is None:
         return delta, lambda g: (g, None)
-    return jax.vjp(lambda delta, limit: clip_norm(delta, limit, plan.axis_name), delta, limit)
+    return jax.vjp(lambda delta, limit: clip_norm(delta, limit, plan.total), delta, limit)
 
 
 def piece(x: Array, index: Array, chunk: int) -> Array:
@@ -71,13 +65,13 @@ def put(x: Array, rows: Array, start: Array | int) -> Array:
 
 
 def over_chunks(body: Callable, carry: Any, count: int, reverse: bool = False) -> Any:
-    """`carry = body(carry, i)` for every chunk that somebody reads after."""
+    """`carry = body(carry, i)` for `count` chunks."""
     if count == 0:  # a loop that never runs is traced, and its chunk may be longer than the row
         return carry
     step = lambda carry, i: (body(carry, i), None)
     return lax.scan(step, carry, jnp.arange(count), reverse=reverse)[0]
 
 
-def writes(length: int, chunk: int) -> int:
-    """Chunks that somebody reads after: all but the last, which may be a part of one."""
+def num_writes(length: int, chunk: int) -> int:
+    """Complete chunks before the last one, which may be a part of one."""
     return -(-length // chunk) - 1

@@ -19,15 +19,16 @@ from jax import Array, lax
 from fastweights.rules.in_place_chunk import (
     Plan,
     contract,
+    deltas,
+    num_writes,
     outer,
     over_chunks,
     piece,
     put,
     read,
-    writes,
-    written,
     written_and_back,
 )
+from fastweights.rules.in_place_write import commit
 
 
 class Layout(NamedTuple):
@@ -76,9 +77,10 @@ def _chunk(plan: Plan, at: Layout, i, z, v):
     return zi, jnp.where(piece(at.stores, i, plan.chunk), vi, 0)
 
 
-def _after(weights, w0, goes_on, delta):
-    """The matrix behind a chunk that writes `delta`; 0 for one that is not complete."""
-    return jnp.where(goes_on, weights, w0.astype(weights.dtype)) + delta
+def _after(plan, weights, w0, goes_on, delta, limit):
+    """The matrix after a chunk that writes `delta`; None for a chunk that is not complete."""
+    weights = jnp.where(goes_on, weights, w0.astype(weights.dtype))
+    return weights if delta is None else commit(weights, delta, limit, plan.total)
 
 
 def _before(grad, d_w0, goes_on):
@@ -88,14 +90,15 @@ def _before(grad, d_w0, goes_on):
 
 def _forward(plan, w0, start, limit, z, v, segments):
     at = layout(segments, plan.chunk)
-    count = writes(len(z), plan.chunk)
+    count = num_writes(len(z), plan.chunk)
     last = count * plan.chunk
 
     def body(carry, i):
         weights, y = carry
         zi, vi = _chunk(plan, at, i, z, v)
         y = put(y, read(weights, zi), i * plan.chunk)
-        return _after(weights, w0, at.goes_on[i], written(plan, zi, vi, limit)), y
+        delta = deltas(zi, vi, plan.lr)
+        return _after(plan, weights, w0, at.goes_on[i], delta, limit), y
 
     y = jnp.zeros((len(z), v.shape[1]), z.dtype)
     weights, y = over_chunks(body, (start, y), count)
@@ -103,10 +106,10 @@ def _forward(plan, w0, start, limit, z, v, segments):
     y = jnp.where(at.reads, y, read(w0, z))
     final = None
     if plan.final:
-        delta = 0.0
+        delta = None
         if len(z) - last == plan.chunk:
-            delta = written(plan, *_chunk(plan, at, count, z, v), limit)
-        final = _after(weights, w0, at.goes_on[count], delta)
+            delta = deltas(*_chunk(plan, at, count, z, v), plan.lr)
+        final = _after(plan, weights, w0, at.goes_on[count], delta, limit)
     return (y, final), (w0, start, limit, z, v, segments)
 
 
@@ -114,7 +117,7 @@ def _backward(plan, saved, cotangents):
     w0, start, limit, z, v, segments = saved
     dy, d_final = cotangents
     at = layout(segments, plan.chunk)
-    count = writes(len(z), plan.chunk)
+    count = num_writes(len(z), plan.chunk)
     last = count * plan.chunk
     fresh = jnp.where(at.reads, 0, dy)  # what was read from w0
     dy = jnp.where(at.reads, dy, 0)
@@ -126,7 +129,8 @@ def _backward(plan, saved, cotangents):
         dz = put(
             dz, piece(dz, i, plan.chunk) + contract(piece(dy, i, plan.chunk), weights, (1, 0)), row
         )
-        return _after(weights, w0, at.goes_on[i], written(plan, zi, vi, limit)), dz
+        delta = deltas(zi, vi, plan.lr)
+        return _after(plan, weights, w0, at.goes_on[i], delta, limit), dz
 
     dz = contract(fresh, w0, (1, 0), z.dtype)
     weights, dz = over_chunks(forwards, (start, dz), count)

@@ -20,20 +20,20 @@ import jax.numpy as jnp
 from jax import Array
 
 from fastweights.rules.base import sequence_length
-from fastweights.rules.in_place import write_limit
 from fastweights.rules.in_place_chunk import (
     Plan,
     contract,
+    deltas,
+    num_writes,
     outer,
     over_chunks,
     piece,
     put,
     read,
-    writes,
-    written,
     written_and_back,
 )
 from fastweights.rules.in_place_packed import packed_scan
+from fastweights.rules.in_place_write import Total, commit, write_limit
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -42,29 +42,30 @@ def _scan(plan: Plan, start: Array, limit: Array | None, z: Array, v: Array):
 
 
 def _forward(plan, start, limit, z, v):
-    count = writes(len(z), plan.chunk)
+    count = num_writes(len(z), plan.chunk)
     last = count * plan.chunk
 
     def body(carry, i):
         weights, y = carry
         zi, vi = piece(z, i, plan.chunk), piece(v, i, plan.chunk)
         y = put(y, read(weights, zi), i * plan.chunk)
-        return weights + written(plan, zi, vi, limit), y
+        return commit(weights, deltas(zi, vi, plan.lr), limit, plan.total), y
 
     y = jnp.zeros((len(z), v.shape[1]), z.dtype)
     weights, y = over_chunks(body, (start, y), count)
     y = put(y, read(weights, z[last:]), last)
     final = None
     if plan.final:
-        full = len(z) - last == plan.chunk
-        final = weights + written(plan, z[last:], v[last:], limit) if full else weights
+        final = weights
+        if len(z) - last == plan.chunk:
+            final = commit(weights, deltas(z[last:], v[last:], plan.lr), limit, plan.total)
     return (y, final), (weights, limit, z, v)
 
 
 def _backward(plan, saved, cotangents):
     weights, limit, z, v = saved
     dy, d_final = cotangents
-    count = writes(len(z), plan.chunk)
+    count = num_writes(len(z), plan.chunk)
     last = count * plan.chunk
     zl, vl, dl = z[last:], v[last:], dy[last:]
     grad = jnp.zeros_like(weights) if d_final is None else d_final
@@ -98,6 +99,21 @@ def _backward(plan, saved, cotangents):
 _scan.defvjp(_forward, _backward)
 
 
+def scan_chunks(
+    plan: Plan,
+    w0: Array,
+    start: Array,
+    limit: Array | None,
+    z: Array,
+    v: Array,
+    segments: Array | None,
+) -> tuple[Array, Array | None]:
+    """`chunk_scan` with its options in a `Plan`, and the limit of a write `[]` worked out."""
+    if segments is None:
+        return _scan(plan, start, limit, z, v)
+    return packed_scan(plan, w0, start, limit, z, v, segments)
+
+
 def chunk_scan(
     w0: Array,
     z: Array,
@@ -111,7 +127,7 @@ def chunk_scan(
     segments: Array | None = None,
     start: Array | None = None,
     final: bool = True,
-    axis_name: str | None = None,
+    total: Total = jnp.sum,
 ) -> tuple[Array, Array | None]:
     """In-Place TTT on one sequence: every chunk of `chunk` tokens is read, then written.
 
@@ -133,10 +149,9 @@ def chunk_scan(
             writes nothing. None: one document.
         start: `[d, f]` float32, the state to go on from, of the first document; `w0` by default.
         final: is the state at the end wanted; False saves the last write.
-        axis_name: mapped axis (of `jax.shard_map`) over which f is split: `w0` and `z` are a part
-            of the columns, `v` is whole. The outputs are then summands, one a part, which the
-            caller adds up, and so is the gradient to `v`. Of the other parts a part needs nothing
-            but, with `clip`, one number a chunk.
+        total: sums an array over all columns f, of which `w0` and `z` may be a part while `v` is
+            complete. The outputs are then summands, one a part, which the caller adds up, and so is
+            the gradient to `v`. A part needs one number a chunk of the other parts, with `clip`.
 
     Returns:
         `[T, d]` outputs, and the fast weights `[d, f]` float32 after the last complete chunk, of
@@ -153,12 +168,7 @@ def chunk_scan(
         raise ValueError(f"chunk must be at least 1, got {chunk}")
     if sequence_length((z, v, segments)) < 1:
         raise ValueError("there must be at least one token, got none")
-    limit = write_limit(
-        w0, lr, clip, relative=clip_relative, after_lr=clip_after_lr, axis_name=axis_name
-    )
+    limit = write_limit(w0, lr, clip, relative=clip_relative, after_lr=clip_after_lr, total=total)
     state_dtype = jnp.promote_types(w0.dtype, jnp.float32)
     state = w0.astype(state_dtype) if start is None else start.astype(state_dtype)
-    plan = Plan(chunk, lr, final, axis_name)
-    if segments is None:
-        return _scan(plan, state, limit, z, v)
-    return packed_scan(plan, w0, state, limit, z, v, segments)
+    return scan_chunks(Plan(chunk, lr, final, total), w0, state, limit, z, v, segments)
