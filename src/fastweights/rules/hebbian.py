@@ -123,10 +123,19 @@ class Hebbian(Rule):
 
     citation = "Ba, Hinton, Mnih, Leibo, Ionescu 2016, arXiv:1610.06258"
     slots = {"boundary": Slot("K", "drive")}
-    Token = Token
+    token_type = Token
 
     def __post_init__(self):
         object.__setattr__(self, "form", Form(self.form))
+
+    def problems(self) -> list[str]:
+        """See `Rule.problems`."""
+        checks = [
+            (0 <= self.decay <= 1, f"decay is {self.decay}; it must be from 0 to 1"),
+            (self.lr >= 0, f"lr is {self.lr}; it must not be negative"),
+            (self.steps >= 1, f"steps is {self.steps}; it must be at least 1"),
+        ]
+        return [text for good, text in checks if not good]
 
     def _check(self) -> None:
         """Refuse values that mean nothing; not when made, so that a config can name all at once."""
@@ -275,7 +284,8 @@ class Hebbian(Rule):
 
         The result has the boundary's dtype.
         """
-        boundary, start = (query, None) if not isinstance(query, tuple) else (query[0], query.start)
+        token = query if isinstance(query, Token) else Token(query)
+        boundary = token.boundary
         past = state.past if isinstance(state, ChunkState) else state
         dtype = jax.tree.leaves(past)[0].dtype
         h = settle(
@@ -283,7 +293,7 @@ class Hebbian(Rule):
             boundary.astype(dtype),
             steps=self.steps,
             norm=lambda x: layer_norm(x, past.gain, past.bias),
-            start=start,
+            start=token.start,
         )
         return h.astype(boundary.dtype)
 
@@ -352,7 +362,7 @@ class Hebbian(Rule):
         for at in range(first, length, size):
             pair, ys = one_chunk(pair, jax.tree.map(lambda x, at=at: x[at : at + size], xs))
             pieces.append(ys)
-        return *pair, jax.tree.map(lambda *ys: jnp.concatenate(ys), *pieces)
+        return pair[0], pair[1], jax.tree.map(lambda *ys: jnp.concatenate(ys), *pieces)
 
     def example(
         self, key: Array, length: int, extreme: bool = False, size: tuple[int, int] = (5, 5)
