@@ -15,7 +15,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from fastweights.errors import ConfigError
+from fastweights.errors import ConfigError, install_extra
 from fastweights.models.retrieval import RetrievalModel
 from fastweights.rules import Hebbian
 from fastweights.tasks.retrieval import Retrieval
@@ -152,5 +152,5 @@ def require_matplotlib() -> None:
     except ImportError as error:
         raise ConfigError(
             "the demo draws a picture and matplotlib is not installed",
-            next="pip install 'fastweights[plot]'",
+            next=install_extra("plot"),
         ) from error
