@@ -23,6 +23,7 @@ def test_demo_trains_both_nets_prints_a_table_and_saves_a_picture(
         return arm_config(arguments if lr else dataclasses.replace(arguments, updates=1), lr)
 
     monkeypatch.setattr(demo, "arm_config", short_control)
+    monkeypatch.setenv("COLUMNS", "120")  # a row of the table is one line
     demo.main(demo.Arguments(out=tmp_path / "demo"))
     out = capsys.readouterr().out
     rows = [re.split("[│┃]", line)[1:-1] for line in out.splitlines()]
