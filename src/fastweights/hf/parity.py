@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fastweights.errors import ConfigError, FastWeightsError
+from fastweights.errors import ConfigError, FastWeightsError, install_extra
 from fastweights.hf.config import read_config, read_json
 from fastweights.hf.config_windows import expressible
 from fastweights.hf.files import directory
@@ -134,7 +134,7 @@ def _transformers(folder: Path, tokens: np.ndarray) -> tuple[np.ndarray, list[np
         raise ConfigError(
             f"a comparison with transformers needs {error.name}",
             where="parity",
-            next="pip install 'fastweights[parity]'",
+            next=install_extra("parity"),
         ) from None
     loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
         folder,
