@@ -20,6 +20,7 @@ from jax import Array
 
 from fastweights import inference
 from fastweights.errors import ConfigError, install_extra
+from fastweights.fastslow import report as report  # makes the policies of its runs loadable
 from fastweights.inference.prompt import padded
 from fastweights.models.decoder import Decoder
 from fastweights.nn.cross_entropy import NO_TARGET
