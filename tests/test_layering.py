@@ -1,4 +1,7 @@
-"""Dependencies point one way: ops <- rules <- nn <- models <- tasks <- train <- what a user starts."""
+"""Dependencies point one way.
+
+ops <- rules <- nn <- models <- tasks <- train <- what a user starts
+"""
 
 import ast
 import subprocess
