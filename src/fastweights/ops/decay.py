@@ -4,9 +4,13 @@ A write of token j has decayed by exp(g_{j+1} + ... + g_i) when token i reads it
 before the chunk by exp(g_1 + ... + g_i).
 """
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
+
+#: lower log decays count as this one, of which exp is 0 in float64 too: -inf times 0 is NaN
+FLOOR = -1e4
 
 
 def reachable(length: int, starts: Array | None = None) -> tuple[Array, Array]:
@@ -46,12 +50,15 @@ def decays(
     writes, state = reachable(length, starts)
     if g is None:
         return writes.astype(dtype), state.astype(dtype)
-    g = g.astype(dtype)
-    # Each sum has its own column. As a difference of two sums from the start of the chunk it would
-    # lose digits: near -1280, after 64 tokens of -20, float32 has an error of 6e-5.
+    g = jnp.maximum(g.astype(dtype), FLOOR)
+    # Σ_l [l <= i] g_l [l > j], each pair's sum by itself. A difference of two sums from the start of
+    # the chunk would lose digits: near -1280, after 64 tokens of -20, float32 is 6e-5 wrong. The
+    # product costs no more, and like a sum it must have all digits.
     place = jnp.arange(length)
-    between = jnp.where(place[:, None] > place[None, :], g[:, None], 0)
-    return _exp(jnp.cumsum(between, 0), writes), _exp(jnp.cumsum(g), state)
+    until = jnp.where(place[:, None] >= place[None, :], g[None, :], 0)
+    after = (place[:, None] > place[None, :]).astype(dtype)
+    between = jnp.matmul(until, after, precision=jax.lax.Precision.HIGHEST)
+    return _exp(between, writes), _exp(jnp.cumsum(g), state)
 
 
 def _exp(x: Array, where: Array) -> Array:
