@@ -85,3 +85,10 @@ def test_a_decay_to_zero_has_a_gradient_of_zero():
     np.testing.assert_allclose(state, [np.exp(-1), 0, 0, 0], rtol=1e-6)
     slope = jax.grad(lambda g: sum(jnp.sum(x) for x in decays(4, g, None, jnp.float32)))(g)
     assert np.isfinite(slope).all() and slope[1] == 0
+
+
+def test_growth_across_a_document_start_is_not_computed():
+    """Positive g, e^62 inside each document and e^126, more than float32 has, across the start."""
+    g, starts = jnp.full(64, 2.0), jnp.arange(64) == 32
+    value = lambda g: sum(jnp.sum(jnp.log1p(x)) for x in decays(64, g, starts, jnp.float32))
+    assert np.isfinite(jax.grad(value)(g)).all()
