@@ -7,7 +7,17 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from fastweights.rules import RULES, Form, Hebbian, InPlace, Rule, scan
+from fastweights.rules import (
+    RULES,
+    Delta,
+    Form,
+    GatedDelta,
+    Hebbian,
+    InPlace,
+    LinearAttention,
+    Rule,
+    scan,
+)
 from fastweights.testing import CLAUSES, RuleContractError, check_rule
 
 VARIANTS = [
@@ -17,6 +27,9 @@ VARIANTS = [
     Hebbian(form=Form.ATTENTION, decay=0.0),
     InPlace(lr=0.5, chunk_size=5),
     InPlace(lr=0.5, chunk_size=3, clip=0.4, clip_relative=True),
+    LinearAttention(),
+    Delta(),
+    GatedDelta(),
 ]
 
 

@@ -5,18 +5,24 @@ one form of a rule. Nothing here knows of batches, heads, layers, flax or meshes
 """
 
 from fastweights.rules.base import Memory, Rule, Slot, scan, sequence_length
+from fastweights.rules.delta import Delta
 from fastweights.rules.drive import document_starts, outputs, run
+from fastweights.rules.gated_delta import GatedDelta
 from fastweights.rules.hebbian import Form, Hebbian
 from fastweights.rules.in_place import InPlace
 from fastweights.rules.in_place_scan import chunk_scan
+from fastweights.rules.linear_attention import LinearAttention
 
-RULES: tuple[type[Rule], ...] = (Hebbian, InPlace)
+RULES: tuple[type[Rule], ...] = (Hebbian, InPlace, LinearAttention, Delta, GatedDelta)
 
 __all__ = [
     "RULES",
+    "Delta",
     "Form",
+    "GatedDelta",
     "Hebbian",
     "InPlace",
+    "LinearAttention",
     "Memory",
     "Rule",
     "Slot",

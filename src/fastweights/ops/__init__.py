@@ -1,0 +1,6 @@
+"""Algebra that update rules share, on one unbatched chunk of a sequence; imports only jax."""
+
+from fastweights.ops.decay import decays, reachable
+from fastweights.ops.triangular import unit_lower_inverse
+
+__all__ = ["decays", "reachable", "unit_lower_inverse"]
