@@ -197,8 +197,14 @@ class MemoryLayer(nnx.Module):
 
     def axes(self) -> dict[str, Any]:
         """Rows over the batch axes, heads over `tensor`."""
-        fast = jax.eval_shape(lambda: self._without_slow(self.start()))
-        each = lambda x: (BATCH, "tensor", *[None] * (x.ndim - 1))
+        makers = self.rule.parameters(self.key_dim, self.value_dim)
+
+        def one() -> Any:  # made anew and not of `slow`, which has an axis of turns when stacked
+            slow: Any = {name: make(jax.random.key(0)) for name, make in makers.items()}
+            return self._without_slow(self.rule.init(self.key_dim, self.value_dim, **slow))
+
+        fast = jax.eval_shape(one)
+        each = lambda x: (BATCH, "tensor", *[None] * x.ndim)
         return {"fast": jax.tree.map(each, fast), "tail": (BATCH, None, None)}
 
     def _without_slow(self, fast: Any) -> Any:
