@@ -51,8 +51,8 @@ def decays(
     if g is None:
         return writes.astype(dtype), state.astype(dtype)
     g = jnp.maximum(g.astype(dtype), FLOOR)
-    # Σ_l [l <= i] g_l [l > j], each pair's sum by itself. A difference of two sums from the start of
-    # the chunk would lose digits: near -1280, after 64 tokens of -20, float32 is 6e-5 wrong. The
+    # Σ_l [l <= i] g_l [l > j], each pair's sum by itself. A difference of two sums from the start
+    # of the chunk would lose digits: near -1280, after 64 tokens of -20, float32 is 6e-5 wrong. The
     # product costs no more, and like a sum it must have all digits.
     place = jnp.arange(length)
     until = jnp.where(place[:, None] >= place[None, :], g[None, :], 0)
