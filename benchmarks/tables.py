@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import books
+import books_mixers
 import catch
 import claims
 import decode_page
@@ -19,6 +20,7 @@ import fst_continual
 import gpu_page
 import harness
 import in_place_page
+import mixers
 import tyro
 
 from fastweights.train.sweep_table import markdown
@@ -39,6 +41,7 @@ PAGES = {
     ROOT / "docs" / "catch.md": ("catch", "catch_search", "catch_confirm", "catch_grid"),
     ROOT / "docs" / "performance.md": ("in_place", "decode", "gpu"),
     ROOT / "docs" / "in_place_ttt.md": ("books", "books_ablations"),
+    ROOT / "docs" / "rules.md": ("books_mixers", "mixers"),
     ROOT / "docs" / "fast_slow_measured.md": (
         "fst_conventions",
         "fst_star_graph",
@@ -51,7 +54,12 @@ PAGES = {
 }
 
 #: results of a benchmark's own page module
-SPEED = {"in_place": in_place_page.tables, "decode": decode_page.tables, "gpu": gpu_page.tables}
+SPEED = {
+    "in_place": in_place_page.tables,
+    "decode": decode_page.tables,
+    "gpu": gpu_page.tables,
+    "mixers": mixers.tables,
+}
 
 #: test errors of Ba et al. 2016, tables 1 and 2, in %: task, cell, units
 PAPER = {
@@ -304,6 +312,12 @@ def render(name: str) -> str:
         return table([load("retrieval"), load("retrieval_lstm"), load("glimpses")])
     if name == "claims":
         return claims.table(load, lambda result: (RESULTS / f"{result}.json").exists())
+    if name == "books_mixers":
+        runs = load(name)["runs"] if books_mixers.OUT.exists() else []
+        if not runs:
+            return gpu_page.NOT_MEASURED.format(name)
+        made = f"{runs[0]['updates']:,} updates, seed {runs[0]['seed']}"
+        return f"{books_mixers.table(runs)}\n\n{made}; {circumstances(runs)}"
     if name.startswith("books"):
         return books_table(name)
     if name == "fst_continual":
