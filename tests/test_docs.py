@@ -1,4 +1,4 @@
-"""The Python of the pages in docs/ runs as it stands there, but for pages that need a checkpoint."""
+"""The Python of the pages in docs/ runs as it stands, but for pages that need a checkpoint."""
 
 import re
 
