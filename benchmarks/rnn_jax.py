@@ -26,8 +26,8 @@ def fast_layer(form: Form, hidden: int, steps: int, blocks: bool = True) -> Laye
     def layer(p: Any, xs: Array) -> Array:
         state = {
             "input": {"kernel": p["C"]},
-            "norm": {"bias": p["bias"], "scale": p["gain"]},
             "recurrent": {"kernel": p["W"]},
+            "slow": {"bias": p["bias"], "gain": p["gain"]},
         }
         cell = nnx.merge(graph, state)
         if blocks:
