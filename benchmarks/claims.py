@@ -176,19 +176,23 @@ def prompts(what: str) -> Callable[[dict[str, Any]], list[list[str]]]:
 def several(record: dict[str, Any]) -> list[list[str]]:
     """What is left of the first tasks of a run after its last one."""
     *first, _ = record["runs"][0]["tasks"]
-    left, seeds = {}, set()
+    left, rates, seeds = {}, {}, set()
     for name in fst_continual.ARMS:
-        ends = [run["stages"][-1]["scores"] for run in fst_continual.reported(record["runs"], name)]
-        if ends:
+        runs = fst_continual.reported(record["runs"], name)
+        if runs:
+            ends = [run["stages"][-1]["scores"] for run in runs]
             seeds.add(len(ends))
+            rates[name] = runs[0]["lr"]
             means = [statistics.fmean(x[task]["accuracy_own"] for x in ends) for task in first]
             left[name] = ", ".join(f"{100 * mean:.1f}" for mean in means)
-    beside = f"RL only {left['rl']}"
-    if "evolution-rl" in left:
-        beside += f", prompts and then weights {left['evolution-rl']}"
+    words = {"rl": "RL only", "evolution-rl": "prompts and then weights"}
+    others = [name for name in words if name in left]
+    beside = ", ".join(f"{words[name]} {left[name]}" for name in others)
     each, last = record["runs"][0]["updates"], len(first) + 1
+    slow = ", ".join(f"{words[name]} {rates[name]:g}" for name in others)
     how = (
-        f"{' to '.join(map(str, sorted(seeds)))} seeds, {each} updates a task, each arm at its rate"
+        f"{' to '.join(map(str, sorted(seeds)))} seeds, {each} updates a task, learning rate "
+        f"{rates['fst']:g}, {slow}"
     )
     return [
         [

@@ -268,32 +268,43 @@ def table(runs: list[dict[str, Any]]) -> str:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     if reached is not None:
-        lines += ["", f"RL's peak: {100 * reached:.1f} %, the mean of its seeds' best."]
+        lines += ["", f"RL's peak: {100 * reached:.1f} %, the mean of its seeds' best accuracies."]
     if reached is not None and level is None:
-        lines[-1] += " It has learned nothing: there is no accuracy to compare costs at."
-    pairs = matched(runs) if level is not None else []
-    if reached_it := [x for x in pairs if x is not None]:
-        missed = len(pairs) - len(reached_it)
+        lines[-1] += " RL only has learned nothing, so that no costs are compared."
+    elif reached is not None:
+        lines += ratio_lines(matched(runs))
+    return "\n".join(lines)
+
+
+def ratio_lines(pairs: list[Arrival | None]) -> list[str]:
+    """The pairs of `matched` as text and a table of ratios; of no pairs, no lines."""
+    lines, known = [], [x for x in pairs if x is not None]
+    missed = len(pairs) - len(known)
+    if known:
 
         def middle(name: str) -> str:
-            values = [getattr(x, name) for x in reached_it]
+            values = [getattr(x, name) for x in known]
             worst = math.inf if name == "divergence" else 0.0
             median = statistics.median([*values, *[worst] * missed])
             return f"{median:.2g} ({min(values):.2g}-{max(values):.2g})"
 
-        lines[-1] += (
-            f" To its own peak a seed of RL needs {middle('updates')} times the updates, "
-            f"{middle('rollouts')} times the rollouts and {middle('seconds')} times the seconds "
-            "that fast-slow training with that seed needs to the same accuracy; the latter's "
-            f"divergence there is {middle('divergence')} of RL's, each under its own prompt. "
-            "Medians and ranges over seeds."
-        )
-    if pairs and None in pairs:
-        lines[-1] += (
-            f" With {pairs.count(None)} of {len(pairs)} seeds fast-slow training never has that "
-            "accuracy: in the medians that is as bad as can be, in the ranges it is left out."
-        )
-    return "\n".join(lines)
+        lines += [
+            "",
+            "RL only against fast-slow training of the same seed, both at the best accuracy of "
+            "that seed's RL run, each under its own prompt; median and range over seeds:",
+            "",
+            "| seeds | updates, RL / fst | rollouts, RL / fst | seconds, RL / fst | "
+            "divergence, fst / RL |",
+            "|---|---|---|---|---|",
+            f"| {len(pairs)} | {' | '.join(map(middle, Arrival._fields))} |",
+        ]
+    if missed:
+        lines += [
+            "",
+            f"Fast-slow training never reaches that accuracy with {missed} of {len(pairs)} seeds. "
+            "The median counts such a seed as worse than all others; the range leaves it out.",
+        ]
+    return lines
 
 
 def matched(runs: list[dict[str, Any]]) -> list[Arrival | None]:

@@ -247,6 +247,28 @@ def table(runs: list[dict[str, Any]], peak: dict[str, float]) -> str:
     return "\n".join(lines)
 
 
+def rate_table(runs: list[dict[str, Any]]) -> str:
+    """Every arm of the sweep at every rate, its one seed: what it learned, and what it kept.
+
+    `reported` compares the arms at rates that differ tenfold; a row here has one rate for all.
+    """
+    swept = [run for run in runs if run["seed"] == fst.SWEEP_SEED and complete(run)]
+    if not swept:
+        return "Not run yet."
+    *first, final = tasks = swept[0]["tasks"]
+    head = ["lr", "arm"]
+    head += [f"{task}, {when}" for task in first for when in ("when learned", "at the end")]
+    head += [f"{final}, at the end", f"mean of {len(tasks)} at the end"]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for run in sorted(swept, key=lambda run: (run["lr"], ARMS.index(run["arm"]))):
+        known = [[s["scores"][t]["accuracy_own"] for t in tasks] for s in run["stages"]]
+        pairs = [known[at][i] for i in range(len(first)) for at in (i, -1)]
+        cells = [*pairs, known[-1][-1], statistics.fmean(known[-1])]
+        numbers = [f"{100 * x:.1f} %" for x in cells]
+        lines.append("| " + " | ".join([f"{run['lr']:g}", run["arm"], *numbers]) + " |")
+    return "\n".join(lines)
+
+
 def main(options: Options) -> None:
     """Run what is missing, save after each stage, print the table."""
     base, task = config_of(options)

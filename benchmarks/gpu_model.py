@@ -18,7 +18,7 @@ from gpu_sizes import Scale
 from random_decoder import random_decoder
 
 import fastweights as fw
-from fastweights.inference.state import State, own_weights
+from fastweights.inference.state import State, own_rows
 from fastweights.models.decoder import Decoder
 from fastweights.models.decoder_config import DecoderConfig
 from fastweights.tasks.language import Language
@@ -160,7 +160,7 @@ def decode(scale: Scale, seed: int) -> list[dict[str, Any]]:
 def rows(start: State, batch: int, own: bool) -> State:
     """`batch` continuations of a prompt, each with fast weights of its own if `own`."""
     state = fw.inference.fork(start, batch)
-    return own_weights(state) if own else state
+    return own_rows(state) if own else state
 
 
 def decode_one(model: Decoder, rows: Callable[[], State], scale: Scale) -> dict[str, Any]:
@@ -173,11 +173,13 @@ def decode_one(model: Decoder, rows: Callable[[], State], scale: Scale) -> dict[
 
     seconds = harness.interleave({"decode": run}, scale.rounds, 1)["decode"]
     size = lambda tree: sum(x.nbytes for x in jax.tree.leaves(tree))
-    fast = sum(f.weights.nbytes for f in state.fast if f is not None)
+    learning = [place["mlp"] for place in state.layers if place["mlp"] is not None]
+    fast = sum(x.weights.nbytes for x in learning)
+    caches = [place["mixer"] for place in state.layers]
     median = statistics.median(seconds) / scale.new
     return {
         "ms_per_step": 1e3 * median,
         "spread_ms": [1e3 * s / scale.new for s in harness.quartiles(seconds)],
         "tokens_s": len(state.lengths) / median,
-        "bytes": {"weights": size(model), "keys and values": size(state.caches), "fast": fast},
+        "bytes": {"weights": size(model), "keys and values": size(caches), "fast": fast},
     }

@@ -46,6 +46,7 @@ PAGES = {
         "fst_short_prompts",
         "fst_in_place",
         "fst_continual",
+        "fst_continual_rates",
     ),
 }
 
@@ -185,6 +186,18 @@ def continual_table() -> str:
     )
 
 
+def continual_rate_table() -> str:
+    """The sweep of the several tasks, with its circumstances."""
+    runs = load("fst_continual")["runs"] if fst_continual.OUT.exists() else []
+    swept = [run for run in runs if run["seed"] == fst.SWEEP_SEED]
+    if not swept:
+        return "Not run yet."
+    return (
+        f"{fst_continual.rate_table(runs)}\n\nAccuracy on test problems, seed {fst.SWEEP_SEED}; "
+        f"{swept[0]['updates']} updates a task; {circumstances(swept)}"
+    )
+
+
 def draw_continual() -> None:
     """Accuracy on the task of the moment."""
     from matplotlib.figure import Figure
@@ -295,6 +308,8 @@ def render(name: str) -> str:
         return books_table(name)
     if name == "fst_continual":
         return continual_table()
+    if name == "fst_continual_rates":
+        return continual_rate_table()
     if name.startswith("fst_"):
         return fst_table(name)
     if name in SPEED:

@@ -7,11 +7,13 @@
 DIR is the published checkpoint, and NAME the model on a server that writes the instructions; the
 files are JSON Lines in the layout of GSM8K.
 
-What to expect: never run. Float32 weights, gradients and Adam's moments of 8.2 billion parameters
-are 131 GB, and the base model, which divergence is measured from, 33 GB; here eight devices of one
-host share them. Rollouts need their keys and values besides. A smaller model of the same family
-goes through the same code: give its directory as --base, with fewer --rl.problems, a smaller
---task.answer-length, and --mesh.fsdp 1 for one device.
+What to expect: never run, and it does not fit yet. Float32 weights, gradients and Adam's moments of
+8.2 billion parameters are 131 GB, and the base model, which divergence is measured from, 33 GB;
+eight devices of one host share them. Activations are the problem: XLA plans 6,740 GiB a device for
+an update and 105 for the rollouts. The causes are float32, no rematerialisation and one backward
+pass over all rows; no field of the config changes them (docs/fast_slow.md, "Memory of the
+configs"). A smaller model of the same family goes through the same code: give its directory as
+--base, with fewer --rl.problems, a smaller --task.answer-length, and --mesh.fsdp 1 for one device.
 
 From the paper (arXiv 2605.12484) and its blog: T = 6, G = 8, K of 4 or 8, 64 problems an update for
 mathematics, some 1,250 updates, CISPO, advantages over a problem's rollouts under all prompts, a

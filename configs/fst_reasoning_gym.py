@@ -8,7 +8,10 @@ DIR is a Hugging Face checkpoint, and NAME the model on a server that writes the
 only, `--arm rl`, needs no server. Needs the [fst] extra. Data sets that score an answer by running
 it as Python are refused.
 
-What to expect: never run with a real model, only with a tiny random one in the tests.
+What to expect: never run with a real model, only with a tiny random one in the tests. It does not
+fit yet. XLA plans 678 GiB for an update of Qwen3-0.6B on one device at these values, and about 98
+for the first evaluation. The causes are float32, no rematerialisation and one backward pass over
+all rows; no field of the config changes them (docs/fast_slow.md, "Memory of the configs").
 """
 
 from fastweights.fastslow.config import FastSlow

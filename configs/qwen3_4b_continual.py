@@ -9,11 +9,18 @@ DIR holds UTF-8 .txt files, a document each, of which those shorter than a row a
 validation.txt and test.txt are held out. Qwen3-4B-Base is the directory of the published
 checkpoint, here or given by --start and --task.tokenizer.
 
-Hardware, on several hosts with `--distributed` (docs/training.md): 64 GPUs or TPU chips of 80 GB, a
-row each (`mesh.fsdp`); weights, gradients and Adam's moments take 1 GB of each. Every host keeps
-its data in memory, 8 bytes a token. What to expect: never run here; built abstractly and
-shape-checked in the tests. The paper (arXiv 2604.06169) has RULER at 32k of 89.3 against the
-control's 88.7 (Table 1), and of 77.0 against 74.8 at 128k after a second stage that is not here.
+Hardware, on several hosts with `--distributed` (docs/training.md): planned for 64 GPUs or TPU chips
+of 80 GB, a row each (`mesh.fsdp`); weights, gradients and Adam's moments take 1 GB of each. Every
+host keeps its data in memory, 8 bytes a token.
+
+It does not fit yet at 32,768 tokens. Compiled for 64 TPU v5p chips, a row each, it ends with
+RESOURCE_EXHAUSTED: 212.6 GiB of temporaries a chip against 95.7 of memory. Rows of 8,192 tokens
+take 21.5 GiB and rows of 2,048 take 6.3. The cause is attention, which has all scores [B, N, T, T]
+of a layer in memory.
+
+What to expect: never run here; built abstractly and shape-checked in the tests. The paper (arXiv
+2604.06169) has RULER at 32k of 89.3 against the control's 88.7 (Table 1), and of 77.0 against 74.8
+at 128k after a second stage that is not here.
 
 From the paper: AdamW at 5e-6, weight decay 0.1, clipping at 1.0, rows of 32,768 tokens, 20 billion
 tokens, every sixth layer, chunks of 1,024 (best in its ablation). It is silent on the rest, which

@@ -448,7 +448,7 @@ after = fw.inference.extend(model, branches, *padded(more))
 
 # %%
 drift = lambda state: np.asarray(fw.inference.drift(model, state))
-matrices = lambda state: state.fast[0].weights.shape[1]
+matrices = lambda state: state.layers[0]["mlp"].weights.shape[1]
 print(f"{'drift':8}{'before':>10}{'went on':>12}{'read other':>12}{'read nothing':>14}")
 for layer, (before, row) in enumerate(zip(drift(branches)[:, 0], drift(after), strict=True)):
     print(f"layer {layer} {before:10.2f}{row[0]:12.2f}{row[1]:12.2f}{row[2]:14.2f}")

@@ -325,7 +325,7 @@ def test_models_that_are_none(folder, tmp_path, capsys, monkeypatch):
     refused("bare", 3, "cannot be read")
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "tokenizers", None)
-        refused("bare", 2, "fastweights[hf]")
+        refused("bare", 2, "pip install -e '.[hf]'")
     shutil.copy(folder / "out" / "tokenizer.json", tmp_path / "bare")
     weights = tmp_path / "bare" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-9])

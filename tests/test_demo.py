@@ -1,5 +1,7 @@
-"""The demo from end to end, in miniature, and what it says when something is missing."""
+"""The demo from end to end, and its errors when something is missing."""
 
+import dataclasses
+import re
 import sys
 
 import pytest
@@ -11,10 +13,26 @@ from fastweights.train.run_dir import open_run, record_start
 from fastweights.train.state import TrainState
 
 
-def test_demo_trains_both_nets_prints_a_table_and_saves_a_picture(tmp_path, capsys):
-    demo.main(demo.Arguments(out=tmp_path / "demo", updates=30))
+def test_demo_trains_both_nets_prints_a_table_and_saves_a_picture(
+    optimized, tmp_path, monkeypatch, capsys
+):
+    """`make demo` with all its updates; the control, which stays wrong, has a single one."""
+    arm_config = demo.arm_config
+
+    def short_control(arguments, lr):
+        return arm_config(arguments if lr else dataclasses.replace(arguments, updates=1), lr)
+
+    monkeypatch.setattr(demo, "arm_config", short_control)
+    monkeypatch.setenv("COLUMNS", "120")  # a row of the table is one line
+    demo.main(demo.Arguments(out=tmp_path / "demo"))
     out = capsys.readouterr().out
-    assert "61.65%" in out and "c9k8j3f1??c" in out and "fast weights" in out
+    rows = [re.split("[│┃]", line)[1:-1] for line in out.splitlines()]
+    table = {name.strip(): [cell.strip() for cell in cells] for name, *cells in filter(None, rows)}
+    *answers, error = table["fast weights"]
+    *right, _ = table["right answer"]
+    assert answers == right == ["9", "5", "6"]
+    assert float(error.removesuffix("%")) < 5
+    assert "61.65%" in out and "c9k8j3f1??c" in out
     picture = tmp_path / "demo" / "fast_weights.png"
     assert picture.read_bytes()[:4] == b"\x89PNG" and picture.stat().st_size > 20_000
     assert (tmp_path / "demo" / "with" / "checkpoints").is_dir()
@@ -24,7 +42,7 @@ def test_the_two_nets_differ_in_eta_alone(tmp_path):
     from fastweights.train.config import differences, to_json
 
     arms = [demo.arm_config(demo.Arguments(out=tmp_path), lr) for lr in demo.ARMS.values()]
-    assert differences(*map(to_json, arms)) == {"model.rule.lr": (0.5, 0.0)}
+    assert differences(*map(to_json, arms)) == {"model.rule.lr": (0.1, 0.0)}
 
 
 def test_another_demo_in_the_folder_is_told_of_in_words_of_the_demo(tmp_path):

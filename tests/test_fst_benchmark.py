@@ -103,16 +103,15 @@ def test_costs_are_counted_to_what_rl_only_reaches(fst):
     assert "RL's peak: 37.5 %" in table
     # 64 rollouts to 0.5, and to 0.25, against 96; all after one evaluation
     assert fst.matched(runs) == [(1.0, 64 / 96, 1.0, 1.0)] * 2
-    assert "1 (1-1) times the updates, 0.67 (0.67-0.67) times the rollouts" in table
-    assert "divergence there is 1 (1-1) of RL's" in table
+    assert "| 2 | 1 (1-1) | 0.67 (0.67-0.67) | 1 (1-1) | 1 (1-1) |" in table
     # a seed with which it never gets there counts: as the worst in the median, and by name
     missed = [*runs[:4], made(fst, "fst", 1, [0.0, 0.1, 0.1], fast=32)]
     assert fst.matched(missed) == [(1.0, 64 / 96, 1.0, 1.0), None]
-    assert "0.5 (1-1) times the updates" in fst.table(missed)
-    assert "With 1 of 2 seeds" in fst.table(missed)
+    assert "| 2 | 0.5 (1-1) | 0.33 (0.67-0.67) | 0.5 (1-1) | inf (1-1) |" in fst.table(missed)
+    assert "never reaches that accuracy with 1 of 2 seeds" in fst.table(missed)
     never = [r for r in runs if r["arm"] == "rl"] + [made(fst, "fst", 0, [0.0, 0.1, 0.1])]
-    assert fst.matched(never) == [None] and "times the" not in fst.table(never)
-    assert "With 1 of 1 seeds" in fst.table(never)
+    assert fst.matched(never) == [None] and "RL / fst" not in fst.table(never)
+    assert "never reaches that accuracy with 1 of 1 seeds" in fst.table(never)
 
 
 def test_never_is_above_every_number(fst):
@@ -141,7 +140,7 @@ def test_nothing_is_compared_at_an_accuracy_of_nothing(fst):
     ]
     table = fst.table(runs)
     assert "| 25.0 % (25-25) | 128 | – |" in table
-    assert "RL's peak: 0.4 %" in table and "learned nothing" in table and "times" not in table
+    assert "RL's peak: 0.4 %" in table and "learned nothing" in table and "RL / fst" not in table
 
 
 def test_runs_of_two_experiments_are_not_put_in_one_table(fst, monkeypatch, tmp_path):

@@ -70,6 +70,25 @@ def test_the_table_has_every_task_after_every_task(continual):
     assert continual.arrival(runs[2], 0, 0.2) == (6, 50)
 
 
+def test_the_sweep_shows_every_arm_at_the_same_rate(continual):
+    runs = [
+        made("rl", 100, [(0.5, 0), (0.25, 0.75)], (0, 0)),
+        made("fst", 100, [(1, 0), (0.75, 0.25)], (0, 0)),
+        made("fst", 100, [(0.5, 0), (0.5, 0.0)], (0, 0), lr=3e-4),
+        made("fst", 100, [(0.5, 0)], (0,), lr=3e-3),  # still on its way
+        made("fst", 0, [(0.5, 0), (0.25, 1.0)], (0, 0)),  # no part of the sweep
+    ]
+    assert continual.rate_table(runs).splitlines() == [
+        "| lr | arm | Conventions, when learned | Conventions, at the end | Programs, at the end "
+        "| mean of 2 at the end |",
+        "|---|---|---|---|---|---|",
+        "| 0.0003 | fst | 50.0 % | 50.0 % | 0.0 % | 25.0 % |",
+        "| 0.001 | fst | 100.0 % | 75.0 % | 25.0 % | 50.0 % |",
+        "| 0.001 | rl | 50.0 % | 25.0 % | 75.0 % | 50.0 % |",
+    ]
+    assert continual.rate_table(runs[4:]) == "Not run yet."
+
+
 def test_a_sweep_alone_is_no_result_and_no_error(continual, monkeypatch, tmp_path):
     tables = importlib.import_module("tables")
     monkeypatch.setattr(tables, "load", lambda name: {"runs": [made("fst", 100, [(1, 0)], (0,))]})

@@ -182,4 +182,4 @@ def test_without_matplotlib_the_error_says_what_to_install(monkeypatch):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ConfigError) as error:
         plot.fast_weights(RULE, SETTLED, "abc")
-    assert error.value.next == "pip install 'fastweights[plot]'"
+    assert error.value.next == "in the fastweights checkout: pip install -e '.[plot]'"

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from fastweights.cli_parse import nearest, parse
 from fastweights.errors import ConfigError, FastWeightsError, NumericalError
 
 USAGE = """\
@@ -84,23 +85,6 @@ def usage_of(verb: str) -> str:
     first = next(i for i, text in enumerate(lines) if text.startswith(f"  {verb} "))
     more = itertools.takewhile(lambda text: text.startswith("   "), lines[first + 1 :])
     return "\n".join([f"usage: fastweights {lines[first].strip()}", *more])
-
-
-def nearest(word: str, words: Any) -> str:
-    """`, did you mean "x"?` for the word most like it, or nothing."""
-    import difflib
-
-    close = difflib.get_close_matches(word, list(words), n=1)
-    return f", did you mean {close[0]!r}?" if close else ""
-
-
-def parse(kind: Any, arguments: list[str], prog: str, default: Any = None) -> Any:
-    """Arguments into a dataclass by tyro; its own message and exit code 2 on a wrong one."""
-    import tyro
-
-    given = {} if default is None else {"default": default}
-    markers = (tyro.conf.AvoidSubcommands, tyro.conf.EnumChoicesFromValues)
-    return tyro.cli(kind, args=arguments, prog=prog, config=markers, **given)
 
 
 def load_config(path: str) -> Any:

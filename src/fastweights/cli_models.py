@@ -9,8 +9,9 @@ import jax
 import numpy as np
 import tyro
 
-from fastweights.cli import nearest, parse
+from fastweights.cli_parse import nearest, parse
 from fastweights.errors import ConfigError
+from fastweights.fastslow import report as report  # makes the policies of its runs loadable
 from fastweights.inference import chat as chats
 from fastweights.inference import checks, prefill
 from fastweights.inference.templates import Template, choose

@@ -5,7 +5,7 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-from fastweights.errors import ConfigError
+from fastweights.errors import ConfigError, install_extra
 from fastweights.fastslow.base_model import base_config
 from fastweights.fastslow.config import FastSlow, arm
 from fastweights.fastslow.edits import Inductive
@@ -43,7 +43,7 @@ class Arguments:
 def main(arguments: Arguments) -> None:
     """Run the demo."""
     if importlib.util.find_spec("matplotlib") is None:
-        raise ConfigError("the picture needs matplotlib", next="pip install 'fastweights[plot]'")
+        raise ConfigError("the picture needs matplotlib", next=install_extra("plot"))
     print(
         "A number is rewritten by a hidden rule, which depends on its first digit. A prompt can\n"
         "spell the rule out in a language that the base model knows. `fast-slow` evolves prompts\n"

@@ -57,3 +57,11 @@ class Preempted(FastWeightsError):
     """The run was asked to stop and saved its state first: start it again to go on."""
 
     exit_code = 75
+
+
+def install_extra(name: str) -> str:
+    """The command that installs an extra of pyproject.toml, as the `next` of an error.
+
+    It runs in a checkout, because no package index has fastweights.
+    """
+    return f"in the fastweights checkout: pip install -e '.[{name}]'"

@@ -19,7 +19,8 @@ import numpy as np
 from jax import Array
 
 from fastweights import inference
-from fastweights.errors import ConfigError
+from fastweights.errors import ConfigError, install_extra
+from fastweights.fastslow import report as report  # makes the policies of its runs loadable
 from fastweights.inference.prompt import padded
 from fastweights.models.decoder import Decoder
 from fastweights.nn.cross_entropy import NO_TARGET
@@ -36,7 +37,7 @@ try:
     )
 except ImportError as error:
     raise ConfigError(
-        "the evaluation harness is not installed", next="pip install 'fastweights[eval]'"
+        "the evaluation harness is not installed", next=install_extra("eval")
     ) from error
 
 #: tokens of each row whose logits exist at once

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from fastweights.errors import ConfigError
+from fastweights.errors import ConfigError, install_extra
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -347,6 +347,6 @@ def _figure(width: float, height: float) -> Figure:
     except ImportError as error:
         raise ConfigError(
             "pictures need matplotlib, which is not installed",
-            next="pip install 'fastweights[plot]'",
+            next=install_extra("plot"),
         ) from error
     return Figure(figsize=(width, height), layout="constrained")

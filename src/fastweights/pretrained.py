@@ -1,6 +1,8 @@
 """A language model and its tokenizer, from a Hugging Face checkpoint or from a run of ours."""
 
 import dataclasses
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
@@ -40,6 +42,11 @@ class Run(NamedTuple):
     step: int
 
 
+#: loaders of runs with a config of another class than `Config`, by its name; the module that trains
+#: such runs adds its loader: `fastslow.report`
+LOADERS: dict[str, Callable[[Path, jax.sharding.Mesh], Pretrained]] = {}
+
+
 def load(
     path: str | Path,
     dtype: Literal["float32", "bfloat16"] = "float32",
@@ -64,18 +71,24 @@ def load(
     """
     folder = Path(path).expanduser()
     if is_run(folder):
-        # it begins with its base model, which this module loads
-        from fastweights.fastslow import report
-
-        if report.is_fast_slow(folder):
-            policy = report.load(folder, mesh or make_mesh(Mesh()))[0].policy
-            return policy if ttt else policy._replace(model=without_ttt(policy.model))
+        if loader := LOADERS.get(kind_of(folder)):
+            found = loader(folder, mesh or make_mesh(Mesh()))
+            return found if ttt else found._replace(model=without_ttt(found.model))
         run = load_run(folder, mesh=mesh)
         model = run.model if ttt else without_ttt(run.model)
         return Pretrained(model, run.task.tokens, stop_tokens(run.config))
     tokenizer = checkpoint_tokenizer(folder)
     stops = ends(folder)
     return Pretrained(hf.load(folder, dtype, mesh, None if ttt else False), tokenizer, stops)
+
+
+def kind_of(folder: Path) -> str:
+    """The class of a run's config, as its config.json names it; "" if it names none."""
+    file = folder / "config.json"
+    try:
+        return str(json.loads(file.read_text()).get("type", ""))
+    except (OSError, ValueError, AttributeError):
+        return ""
 
 
 def is_run(folder: Path) -> bool:
@@ -121,7 +134,8 @@ def load_run(path: str | Path, which: str = "best", mesh: jax.sharding.Mesh | No
             "this is no run of a language model",
             where=folder,
             cause=f"it was made by a {type(config.task).__name__ if config else raw.get('type')}",
-            next="give the directory of a run whose task is Language or HintCorpus",
+            next="give the directory of a run whose task is Language or HintCorpus; a run of "
+            "fast-slow training also needs, in Python, `import fastweights.fastslow.report`",
         )
     if mesh is not None:
         model: Any = config.model

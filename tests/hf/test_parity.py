@@ -145,7 +145,7 @@ def test_what_cannot_be_compared(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(ConfigError) as caught:
         parity(write(tmp_path / "in"))
-    assert "pip install 'fastweights[parity]'" in str(caught.value)
+    assert "in the fastweights checkout: pip install -e '.[parity]'" in str(caught.value)
 
 
 def test_nan_is_not_the_same():

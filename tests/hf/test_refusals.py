@@ -203,7 +203,7 @@ def test_without_safetensors(tmp_path, monkeypatch):
     model = hf.load(folder)
     monkeypatch.setitem(sys.modules, "safetensors", None)
     monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
-    refused(folder, "safetensors", "pip install 'fastweights[hf]'", kind=ConfigError)
+    refused(folder, "safetensors", "pip install -e '.[hf]'", kind=ConfigError)
     with pytest.raises(ConfigError, match="pip install"):
         hf.save(model, tmp_path / "out")
 

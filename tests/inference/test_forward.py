@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fastweights.inference.forward import attend
-from fastweights.inference.state import put
+from fastweights.nn.attention import attend_cached
+from fastweights.nn.layer import put
 
 ROWS, KV, SLOTS, SIZE = 3, 2, 11, 4
 
@@ -41,7 +41,7 @@ def test_attention_over_the_cache_is_its_sums(tokens, per_group, window):
     q = 3 * jax.random.normal(jax.random.key(1), (ROWS, tokens, KV * per_group, SIZE))
     positions = np.array([[0], [5], [SLOTS - tokens]]) + np.arange(tokens)
     unseen = np.arange(SLOTS)[None, None, :, None] > positions.max(1)[:, None, None, None]
-    found = attend(
+    found = attend_cached(
         q, jnp.where(unseen, 1e9, k), jnp.where(unseen, 1e9, v), jnp.asarray(positions), window
     )
     wanted = reference(q, k, v, positions, window)
@@ -52,7 +52,7 @@ def test_a_row_that_has_no_slot_left_to_see_gives_numbers():
     """A full row that has ended goes on in the batch, beyond a window of one token."""
     k, v = cache(0)
     q = jnp.ones((ROWS, 1, KV, SIZE))
-    found = attend(q, k, v, jnp.full((ROWS, 1), SLOTS), 1)
+    found = attend_cached(q, k, v, jnp.full((ROWS, 1), SLOTS), 1)
     assert np.isfinite(found).all()
 
 
@@ -60,7 +60,7 @@ def test_one_token_in_bfloat16_is_rounded_at_its_ends_only():
     k, v = cache(2, jnp.bfloat16)
     q = jax.random.normal(jax.random.key(3), (ROWS, 1, KV, SIZE), jnp.bfloat16)
     positions = np.full((ROWS, 1), SLOTS - 1)
-    found = attend(q, k, v, jnp.asarray(positions), None)
+    found = attend_cached(q, k, v, jnp.asarray(positions), None)
     assert found.dtype == jnp.bfloat16
     wanted = reference(q, k, v, positions, None)
     # of weights, products and result, 8 bits each

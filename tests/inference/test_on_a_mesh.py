@@ -79,7 +79,7 @@ def test_answers_are_those_of_one_device(case, mesh):
 def test_a_state_is_split_by_rows_and_as_the_layers_are(mesh):
     tensor = MESHES[mesh][2]
     for state in answers("ttt", mesh)[1]:
-        arrays = jax.tree.leaves((state.caches, state.fast, state.lengths, state.logits))
+        arrays = jax.tree.leaves((state.layers, state.lengths, state.logits))
         for x in arrays:
             within = x.addressable_shards[0].data.shape
             rows = x.shape.index(len(state.lengths))
@@ -109,7 +109,7 @@ def test_rows_split_over_devices_have_nothing_to_say_to_each_other(case):
 def decoding_text(at, state, case):
     given = {"top_k": None, "top_p": None, "key": jax.random.key(0)}
     numbers, method, size = generation._plan(at, **HOW, **given)
-    how = {"size": size, "method": method, "writes": case == "ttt"}
+    how = {"size": size, "method": method, "commits": case == "ttt"}
     return compiled(generation._decode, at, state, *numbers, **how)
 
 

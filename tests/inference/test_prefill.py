@@ -100,7 +100,7 @@ def test_bfloat16():
     for i in range(16):
         state = fw.inference.extend(model, state, tokens[:, i : i + 1])
         assert_close(state.logits, expected[:, i], "bfloat16", str(i))
-    assert state.fast[0].weights.dtype == jnp.float32
+    assert state.layers[0]["mlp"].weights.dtype == jnp.float32
 
 
 WRONG = {

@@ -34,11 +34,11 @@ def test_forks_go_their_own_ways():
 def test_fast_weights_are_shared_until_a_chunk_completes():
     """A prompt shorter than a chunk, or a fork: one matrix; own ones from the first write."""
     model, tokens = decoder("ttt"), random_tokens((3, 12))
-    matrices = lambda state: state.fast[0].weights.shape[1]
+    matrices = lambda state: state.layers[0]["mlp"].weights.shape[1]
     short = fw.inference.prefill(model, tokens[:, :2])
     assert matrices(short) == 1
     forks = fw.inference.fork(fw.inference.prefill(model, tokens[:1, :11]), 3)
-    assert forks.fast[0].z.shape[1] == 3
+    assert forks.layers[0]["mlp"].z.shape[1] == 3
     assert matrices(forks) == 1
     out, after = fw.inference.decode(model, forks, max_new_tokens=3)
     assert matrices(after) == 1
@@ -131,7 +131,7 @@ def test_shared_weights_stay_shared_in_a_file(tmp_path):
     model = decoder("ttt")
     state = fw.inference.fork(fw.inference.prefill(model, random_tokens((2, 12))), 3)
     fw.inference.save(model, state, tmp_path / "state")
-    assert fw.inference.load(model, tmp_path / "state").fast[0].weights.shape[1] == 2
+    assert fw.inference.load(model, tmp_path / "state").layers[0]["mlp"].weights.shape[1] == 2
 
 
 def test_damaged_and_foreign_files_are_refused(tmp_path):
@@ -139,8 +139,8 @@ def test_damaged_and_foreign_files_are_refused(tmp_path):
     file, other = tmp_path / "state", tmp_path / "other"
     fw.inference.save(model, state, file)
     data = file.read_bytes()
-    start = data.index(np.asarray(state.caches[0].v).tobytes())
-    for at in (start, start + 999, start + state.caches[0].v.nbytes - 1):
+    start = data.index(np.asarray(state.layers[0]["mixer"].v).tobytes())
+    for at in (start, start + 999, start + state.layers[0]["mixer"].v.nbytes - 1):
         other.write_bytes(data[:at] + bytes([data[at] ^ 16]) + data[at + 1 :])
         with pytest.raises(CheckpointError, match="CRC"):
             fw.inference.load(model, other)
@@ -170,9 +170,11 @@ def test_a_state_of_another_model_is_refused(tmp_path):
     config = CASES["ttt"]
     with pytest.raises(CheckpointError, match="other weights"):
         fw.inference.load(jax.tree.map(lambda x: x + 1, model), file)
-    with pytest.raises(CheckpointError, match="surplus caches.1.k"):
+    with pytest.raises(CheckpointError, match="surplus layers.0.mlp.target"):
         fw.inference.load(randomised(change(config, ttt=None)), file)
-    with pytest.raises(CheckpointError, match=r"fast.0.z is float32 \[2, 3, 5, 48\], this model's"):
+    with pytest.raises(
+        CheckpointError, match=r"layers.0.mlp.z is float32 \[2, 3, 5, 48\], this model's"
+    ):
         fw.inference.load(randomised(change(config, ttt=change(config.ttt, chunk=6))), file)
     with pytest.raises(CheckpointError, match="this model's is bfloat16"):
         fw.inference.load(randomised(change(config, dtype="bfloat16")), file)

@@ -3,7 +3,8 @@
 `TaskAdapter` gives GEPA's engine a task of ours, answered by a model of ours. `Adapted` gives our
 evolution a system that was written for GEPA, and any of its reflection models, unchanged: `evolve`
 then differs from `gepa.optimize` in that it starts from a whole population, scores it anew in every
-cycle, and has its state in JSON. Both need `pip install 'fastweights[fst]'`.
+cycle, and has its state in JSON. Both need the `fst` extra: in the
+checkout, `pip install -e '.[fst]'`.
 """
 
 import json

@@ -1,13 +1,13 @@
 """What a finished run has learned, and in which of its two memories."""
 
 import contextlib
-import json
 import math
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from fastweights import pretrained
 from fastweights.errors import ConfigError
 from fastweights.fastslow.config import FastSlow, Tick
 from fastweights.fastslow.evaluation import held_out, score
@@ -23,11 +23,7 @@ from fastweights.train.progress import warn
 
 def is_fast_slow(run_dir: str | Path) -> bool:
     """Whether a directory holds a run of fast-slow training."""
-    file = Path(run_dir) / "config.json"
-    try:
-        return json.loads(file.read_text()).get("type") == FastSlow.__name__
-    except (OSError, ValueError, AttributeError):
-        return False
+    return pretrained.kind_of(Path(run_dir)) == FastSlow.__name__
 
 
 def load(run_dir: str | Path, mesh: jax.sharding.Mesh | None = None) -> tuple[Run, Tick]:
@@ -50,6 +46,9 @@ def load(run_dir: str | Path, mesh: jax.sharding.Mesh | None = None) -> tuple[Ru
     if not done or run.last is None:
         raise ConfigError("this run has no checkpoint yet", where=folder, next="train it further")
     return run, run.last
+
+
+pretrained.LOADERS[FastSlow.__name__] = lambda folder, mesh: load(folder, mesh)[0].policy
 
 
 def two_by_two(run: Run, task: Any, split: str = "test") -> dict[str, float]:

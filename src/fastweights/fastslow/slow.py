@@ -20,7 +20,7 @@ from fastweights.fastslow.objective import (
     token_mean,
 )
 from fastweights.fastslow.rollouts import Rollouts, Sampler
-from fastweights.models.decoder import unembedding
+from fastweights.models.decoder_loss import unembedding
 from fastweights.nn.cross_entropy import NO_TARGET, token_losses
 from fastweights.tasks.prompted import Outcome, Problem, Prompt, PromptedTask, Score
 from fastweights.train.config import Optim

@@ -98,7 +98,17 @@ def write_config(config: DecoderConfig, like: dict[str, Any] | None = None) -> d
     Args:
         config: what to write. How it is computed (`remat`, `attention`, `dtype`) is left out.
         like: a config.json whose other keys are kept.
+
+    Raises:
+        ConfigError: a layer has an update rule in place of attention.
     """
+    if rules := [mixer for mixer in config.mixers if mixer != "attention"]:
+        raise ConfigError(
+            "a model with update rules has no Hugging Face layout",
+            where="model.mixers",
+            cause=f"no model of transformers has a layer with {rules[0]!r}",
+            next="keep the run directory: generate, chat and eval read it as it is",
+        )
     named = (OUR_WINDOWS, "layer_types", "dtype", ORIGINAL, *config_ttt.KEYS)
     kept = {k: v for k, v in (like or {}).items() if k not in named}
     return kept | {

@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fastweights.errors import ConfigError, FastWeightsError
+from fastweights.errors import ConfigError, FastWeightsError, install_extra
 from fastweights.hf.config import read_config, read_json
 from fastweights.hf.config_windows import expressible
 from fastweights.hf.files import directory
 from fastweights.hf.loading import load
 from fastweights.models.decoder import Decoder
+from fastweights.nn.layer import Reading
 from fastweights.nn.rope import document_positions
 
 
@@ -109,11 +110,11 @@ def parity(
 
 def hidden_states(model: Decoder, tokens: jax.Array) -> list[np.ndarray]:
     """The residual stream `[B, T, D]` after every layer, the last after the final norm."""
-    positions = document_positions(jnp.ones_like(tokens))
-    x = embedded = model.embedded(tokens)
+    x = model.embedded(tokens)
+    reading = Reading(x, document_positions(jnp.ones_like(tokens)))
     found = []
     for i in range(model.config.layers):
-        x, _ = model.layer(i)(x, embedded, positions, None)
+        x, *_ = model.layer(i)(x, reading)
         found.append(x)
     return [np.asarray(x) for x in (*found[:-1], model.final_norm(x))]
 
@@ -133,7 +134,7 @@ def _transformers(folder: Path, tokens: np.ndarray) -> tuple[np.ndarray, list[np
         raise ConfigError(
             f"a comparison with transformers needs {error.name}",
             where="parity",
-            next="pip install 'fastweights[parity]'",
+            next=install_extra("parity"),
         ) from None
     loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
         folder,

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fastweights.errors import CheckpointError, ConfigError
+from fastweights.errors import CheckpointError, ConfigError, install_extra
 from fastweights.hf.files import INDEX, shards
 
 #: what weights may be stored as; integers and 8-bit floats are quantised, with scales elsewhere
@@ -28,7 +28,7 @@ def safetensors() -> ModuleType:
         raise ConfigError(
             f"Hugging Face checkpoints need a package that is not there: {error.name}",
             where="fastweights.hf",
-            next="pip install 'fastweights[hf]'",
+            next=install_extra("hf"),
         ) from None
     return safetensors
 

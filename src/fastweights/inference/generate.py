@@ -16,11 +16,17 @@ from jax.typing import ArrayLike
 
 from fastweights.errors import ConfigError
 from fastweights.inference import checks
-from fastweights.inference.forward import advance
-from fastweights.inference.in_place import write_due
 from fastweights.inference.prompt import bucket, completes, padded
 from fastweights.inference.sampling import Method, Settings, method, sample
-from fastweights.inference.state import State, capacity, empty, laid_out, own_weights
+from fastweights.inference.state import (
+    State,
+    advance,
+    capacity,
+    commit,
+    empty,
+    laid_out,
+    own_rows,
+)
 from fastweights.models.decoder import Decoder
 
 
@@ -62,15 +68,15 @@ def draw(loop: Loop, stops: Array, method: Method, settings: Settings) -> Loop:
 def read_drawn(model: Decoder, loop: Loop) -> Loop:
     """Read the last token drawn, and note who has completed a chunk by it."""
     counts = loop.unread.astype(jnp.int32)
-    state, _ = advance(model, loop.state, loop.token[:, None], counts)
-    ttt = model.config.ttt
-    due = loop.due if ttt is None else loop.unread & (state.lengths % ttt.chunk == 0)
+    state = advance(model, loop.state, loop.token[:, None], counts)
+    chunk = model.commit_every
+    due = loop.due if chunk is None else loop.unread & (state.lengths % chunk == 0)
     return loop._replace(state=state, unread=jnp.zeros_like(loop.unread), due=due)
 
 
 def write(model: Decoder, loop: Loop) -> Loop:
     """Write the chunks that are due."""
-    return loop._replace(state=write_due(model, loop.state, loop.due), due=jnp.zeros_like(loop.due))
+    return loop._replace(state=commit(model, loop.state, loop.due), due=jnp.zeros_like(loop.due))
 
 
 def run(
@@ -82,7 +88,7 @@ def run(
     *,
     size: int,
     method: Method,
-    writes: bool,
+    commits: bool,
 ) -> Loop:
     """Draw up to `most` tokens a row, all read but the last.
 
@@ -94,13 +100,13 @@ def run(
         settings: of the sampling.
         size: tokens there is room for in the output.
         method: of the sampling.
-        writes: a row may complete a chunk.
+        commits: a row may complete a chunk.
     """
     rows = len(state.lengths)
     no, yes = jnp.zeros(rows, bool), jnp.ones(rows, bool)
     nothing = jnp.zeros(rows, jnp.int32)
     out = Output(jnp.zeros((rows, size), jnp.int32), nothing, jnp.zeros((rows, size)))
-    state = laid_out(model, own_weights(state) if writes else state)
+    state = laid_out(model, own_rows(state) if commits else state)
     loop = Loop(state, jnp.zeros((), jnp.int32), nothing, no, yes, no, out)
     loop = draw(loop, stops, method, settings)
 
@@ -110,7 +116,7 @@ def run(
     def token(loop: Loop) -> Loop:
         return draw(read_drawn(model, loop), stops, method, settings)
 
-    if not writes:
+    if not commits:
         return lax.while_loop(more, token, loop)
 
     def chunk(loop: Loop) -> Loop:
@@ -120,7 +126,7 @@ def run(
     return lax.while_loop(more, chunk, loop)
 
 
-@functools.partial(jax.jit, static_argnames=("size", "method", "writes", "read_writes"))
+@functools.partial(jax.jit, static_argnames=("size", "method", "commits", "read_commits"))
 def _generate(
     model: Decoder,
     tokens: Array,
@@ -128,21 +134,21 @@ def _generate(
     *numbers: Any,
     size: int,
     method: Method,
-    writes: bool,
-    read_writes: bool,
+    commits: bool,
+    read_commits: bool,
 ) -> Output:
     start = empty(model, len(tokens), tokens.shape[1] + size)
-    state, _ = advance(model, start, tokens, lengths, fresh=True, writes=read_writes)
-    return run(model, state, *numbers, size=size, method=method, writes=writes).out
+    state = advance(model, start, tokens, lengths, fresh=True, commits=read_commits)
+    return run(model, state, *numbers, size=size, method=method, commits=commits).out
 
 
-@functools.partial(jax.jit, static_argnames=("size", "method", "writes"))
+@functools.partial(jax.jit, static_argnames=("size", "method", "commits"))
 def _decode(
-    model: Decoder, state: State, *numbers: Any, size: int, method: Method, writes: bool
+    model: Decoder, state: State, *numbers: Any, size: int, method: Method, commits: bool
 ) -> tuple[Output, State]:
-    loop = run(model, state, *numbers, size=size, method=method, writes=writes)
+    loop = run(model, state, *numbers, size=size, method=method, commits=commits)
     loop = read_drawn(model, loop)
-    return loop.out, write(model, loop).state if writes else loop.state
+    return loop.out, write(model, loop).state if commits else loop.state
 
 
 def generate(
@@ -202,8 +208,8 @@ def generate(
         *numbers,
         size=size,
         method=how,
-        writes=completes(model, lengths, max_new_tokens - 1),
-        read_writes=completes(model, np.zeros_like(lengths), lengths),
+        commits=completes(model, lengths, max_new_tokens - 1),
+        read_commits=completes(model, np.zeros_like(lengths), lengths),
     )
     return _cut(out, max_new_tokens)
 
@@ -231,8 +237,8 @@ def decode(
     before = np.asarray(state.lengths)
     checks.begun(before)
     checks.room(before + max_new_tokens, capacity(state))
-    writes = completes(model, before, max_new_tokens)
-    out, state = _decode(model, state, *numbers, size=size, method=how, writes=writes)
+    commits = completes(model, before, max_new_tokens)
+    out, state = _decode(model, state, *numbers, size=size, method=how, commits=commits)
     return _cut(out, max_new_tokens), state
 
 

@@ -9,8 +9,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from fastweights.inference import checks
-from fastweights.inference.forward import advance
-from fastweights.inference.state import State, batch, capacity, empty
+from fastweights.inference.state import State, advance, batch, capacity, empty
 from fastweights.models.decoder import Decoder
 
 #: sizes are rounded up to multiples of it, so that few programs are compiled; short ones to
@@ -31,19 +30,19 @@ def padded(tokens: np.ndarray) -> np.ndarray:
 
 def completes(model: Decoder, before: np.ndarray, more: np.ndarray | int) -> bool:
     """Whether a row with `before [B]` tokens completes a chunk in the next `more`."""
-    ttt = model.config.ttt
-    return ttt is not None and bool(np.any(before % ttt.chunk + more >= ttt.chunk))
+    chunk = model.commit_every
+    return chunk is not None and bool(np.any(before % chunk + more >= chunk))
 
 
-@functools.partial(jax.jit, static_argnames=("max_length", "writes"))
-def _prefill(model: Decoder, tokens: Array, counts: Array, max_length: int, writes: bool) -> State:
+@functools.partial(jax.jit, static_argnames=("max_length", "commits"))
+def _prefill(model: Decoder, tokens: Array, counts: Array, max_length: int, commits: bool) -> State:
     start = empty(model, len(tokens), max_length)
-    return advance(model, start, tokens, counts, fresh=True, writes=writes)[0]
+    return advance(model, start, tokens, counts, fresh=True, commits=commits)
 
 
-@functools.partial(jax.jit, static_argnames=("writes",))
-def _extend(model: Decoder, state: State, tokens: Array, counts: Array, writes: bool) -> State:
-    return advance(model, state, tokens, counts, writes=writes)[0]
+@functools.partial(jax.jit, static_argnames=("commits",))
+def _extend(model: Decoder, state: State, tokens: Array, counts: Array, commits: bool) -> State:
+    return advance(model, state, tokens, counts, commits=commits)
 
 
 def prefill(
@@ -72,8 +71,8 @@ def prefill(
     if max_length is None:
         max_length = max(model.config.max_length, tokens.shape[1])
     checks.room(lengths, max_length)
-    writes = completes(model, np.zeros_like(lengths), lengths)
-    return _prefill(model, padded(tokens), lengths, max_length, writes)
+    commits = completes(model, np.zeros_like(lengths), lengths)
+    return _prefill(model, padded(tokens), lengths, max_length, commits)
 
 
 def extend(
@@ -97,5 +96,5 @@ def extend(
     checks.rows(len(tokens), batch(state))
     before = np.asarray(state.lengths)
     checks.room(before + lengths, capacity(state))
-    writes = completes(model, before, lengths)
-    return _extend(model, state, padded(tokens), jnp.asarray(lengths), writes)
+    commits = completes(model, before, lengths)
+    return _extend(model, state, padded(tokens), jnp.asarray(lengths), commits)

@@ -1,54 +1,32 @@
-"""What a model keeps of the sequences it is reading: keys and values, and its fast weights.
+"""The state of the sequences that a model is reading: of every layer, one row a sequence.
 
 Arrays are stacked as the decoder's blocks are: those of block j of the period lead with the number
-of turns, `layers // period`. Rows of the batch are at places of their own, `lengths`; a chunk's
-tokens wait in `pending` slots `0 .. lengths % chunk` until the last of them completes it. Slots
-beyond hold anything, and are written before they are read.
-
-Rows that have learned nothing of their own share one matrix: with G matrices and B rows, matrix g
-belongs to rows g B/G to (g + 1) B/G. It is only copied when a row can complete a chunk.
+of turns, `layers // period`, and then with the rows of the batch. Rows are at places of their own,
+`lengths`. A field that a layer's state names in `shared` may have one entry for several rows: with
+G entries and B rows, entry g belongs to rows g B/G to (g + 1) B/G.
 """
 
 import functools
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
-from jax.typing import ArrayLike
+from jax import Array
 
 from fastweights.errors import ConfigError
 from fastweights.models.decoder import Decoder
-from fastweights.nn.in_place import InPlaceMLP
+from fastweights.nn.layer import Layer
 from fastweights.nn.mesh import BATCH, split
 
 
-class Cache(NamedTuple):
-    """Keys and values of S slots; every layer keeps all, those with a sliding window too.
-
-    Heads come before slots: a product over one of them reads what lies together, and no token has
-    the whole cache transposed for it.
-    """
-
-    k: Array  # [turns, B, K, S, h]
-    v: Array  # [turns, B, K, S, h]
-
-
-class Fast(NamedTuple):
-    """Fast weights of a layer that learns in place, and the chunk it is reading."""
-
-    weights: Array  # [turns, G, d, f] float32
-    z: Array  # [turns, B, C, f], what the MLP computed
-    target: Array  # [turns, B, C, d], what its output is pulled towards, before convolution
-
-
 class State(NamedTuple):
-    """All a model remembers of B sequences; a pytree that no function here changes in place."""
+    """The memory of B sequences; a pytree that no function here changes in place."""
 
     lengths: Array  # [B] int32, tokens read
     logits: Array  # [B, vocab] float32, of the token after the last one read
-    caches: tuple[Cache, ...]  # one per place in the period
-    fast: tuple[Fast | None, ...]  # the same; None for layers that do not learn
+    layers: tuple[dict[str, Any], ...]  # one per place in the period: states by layer name
+    room: Array  # [] int32, tokens a row can hold
 
 
 def batch(state: State) -> int:
@@ -58,7 +36,7 @@ def batch(state: State) -> int:
 
 def capacity(state: State) -> int:
     """Tokens a row can hold."""
-    return state.caches[0].k.shape[3]
+    return int(state.room)
 
 
 def empty(model: Decoder, rows: int, max_length: int) -> State:
@@ -69,25 +47,11 @@ def empty(model: Decoder, rows: int, max_length: int) -> State:
         rows: B.
         max_length: tokens a row will be able to hold, prompt and answer together.
     """
-    config = model.config
-    turns, dtype = config.layers // config.period, jnp.dtype(config.dtype)
-    slots = (turns, rows, config.kv_heads, max_length, config.head_dim)
-
-    def fast(mlp: object) -> Fast | None:
-        if not isinstance(mlp, InPlaceMLP):
-            return None
-        shape = (turns, rows, mlp.ttt.chunk)
-        return Fast(
-            slow_weights(mlp)[:, None],
-            jnp.zeros((*shape, config.intermediate), dtype),
-            jnp.zeros((*shape, config.hidden), dtype),
-        )
-
     state = State(
         jnp.zeros(rows, jnp.int32),
-        jnp.zeros((rows, config.vocab)),
-        tuple(Cache(jnp.zeros(slots, dtype), jnp.zeros(slots, dtype)) for _ in model.blocks),
-        tuple(fast(block.mlp) for block in model.blocks),
+        jnp.zeros((rows, model.config.vocab)),
+        model.empty(rows, max_length),
+        jnp.asarray(max_length, jnp.int32),
     )
     return laid_out(model, state)
 
@@ -95,100 +59,112 @@ def empty(model: Decoder, rows: int, max_length: int) -> State:
 def laid_out(model: Decoder, state: State) -> State:
     """A state on the mesh of the model's weights: split by rows, and as `tensor` splits layers."""
     on_mesh = functools.partial(split, mesh_of=model.embed.embedding[...])
-    heads = lambda x: on_mesh(x, None, BATCH, "tensor", None, None)
-    return State(
-        on_mesh(state.lengths, BATCH),
-        on_mesh(state.logits, BATCH, "tensor"),
-        jax.tree.map(heads, state.caches),
-        tuple(
-            fast
-            and Fast(
-                on_mesh(fast.weights, None, BATCH, None, "tensor"),
-                on_mesh(fast.z, None, BATCH, None, "tensor"),
-                on_mesh(fast.target, None, BATCH, None, None),
-            )
-            for fast in state.fast
-        ),
+
+    def placed(layer: Layer, states: Any) -> Any:
+        place = lambda axes, x: on_mesh(x, None, *axes)
+        is_axes = lambda x: type(x) is tuple
+        new = {
+            name: jax.tree.map(place, axes, getattr(states, name), is_leaf=is_axes)
+            for name, axes in layer.axes().items()
+        }
+        return states._replace(**new) if new else states
+
+    layers = tuple(
+        {name: placed(layer, states[name]) for name, layer in block.layers.items()}
+        for block, states in zip(model.blocks, state.layers, strict=True)
     )
+    from_rows = {"lengths": (BATCH,), "logits": (BATCH, "tensor")}
+    rest = {name: on_mesh(getattr(state, name), *axes) for name, axes in from_rows.items()}
+    return state._replace(layers=layers, **rest)
 
 
-def put(x: Array, turn: ArrayLike, slots: Array, new: Array, axis: int = 2) -> Array:
-    """`x [turns, B, .., S, ..]` with `new [B, T, ..]` in one turn's `slots [B, T]`.
-
-    S is at `axis`, and slots beyond it are dropped. At axis 2 it is
-    `x.at[turn, arange(B)[:, None], slots].set(new, mode="drop")`, said so that XLA sees that
-    a row only goes to its own row: rows that are split over devices stay where they are.
-    """
-    where = jnp.stack([jnp.broadcast_to(turn, slots.shape), slots], -1)
-    dimensions = lax.ScatterDimensionNumbers(
-        update_window_dims=tuple(range(2, new.ndim)),
-        inserted_window_dims=(0, axis),
-        scatter_dims_to_operand_dims=(0, axis),
-        operand_batching_dims=(1,),
-        scatter_indices_batching_dims=(0,),
+def advance(
+    model: Decoder,
+    state: State,
+    tokens: Array,
+    counts: Array,
+    *,
+    fresh: bool = False,
+    commits: bool = False,
+) -> State:
+    """The state after the first `counts[b]` tokens of each row b; see `Decoder.advance`."""
+    if commits:
+        state = own_rows(state)
+    layers, features = model.advance(
+        state.layers, tokens, state.lengths, counts, fresh=fresh, commits=commits
     )
-    drop = lax.GatherScatterMode.FILL_OR_DROP
-    return lax.scatter(x, where, new.astype(x.dtype), dimensions, mode=drop)
+    last = jnp.take_along_axis(features, jnp.maximum(counts - 1, 0)[:, None, None], 1)[:, 0]
+    logits = jnp.where((counts > 0)[:, None], model.logits(last), state.logits)
+    after = State(state.lengths + counts, logits, layers, state.room)
+    return laid_out(model, after)
 
 
-def slow_weights(mlp: InPlaceMLP) -> Array:
-    """W0 of stacked layers, `[turns, d, f]` float32: what fast weights start from."""
-    return jnp.swapaxes(mlp.down.kernel[...], -1, -2).astype(jnp.float32)
+def commit(model: Decoder, state: State, due: Array) -> State:
+    """Write the pending chunks of the rows that `due [B]` names; every row has its own entries."""
+    return state._replace(layers=model.commit(state.layers, due))
 
 
-def own_weights(state: State) -> State:
-    """The same with a matrix for every row, G = B."""
+def over_rows(state: State, own: Callable[[Array], Any], shared: Callable[[Array], Any]) -> Any:
+    """`state.layers` with `own` of every array of rows, and `shared` of those that rows share."""
 
-    def spread(fast: Fast | None) -> Fast | None:
-        if fast is None or fast.weights.shape[1] == batch(state):
-            return fast
-        times = batch(state) // fast.weights.shape[1]
-        return fast._replace(weights=jnp.repeat(fast.weights, times, 1))
+    def layer(states: Any) -> Any:
+        if states is None:
+            return None
+        names = getattr(states, "shared", ())
+        new = {
+            name: jax.tree.map(shared if name in names else own, getattr(states, name))
+            for name in states._fields
+        }
+        return states._replace(**new)
 
-    return state._replace(fast=tuple(spread(fast) for fast in state.fast))
+    return tuple({name: layer(x) for name, x in place.items()} for place in state.layers)
+
+
+def own_rows(state: State) -> State:
+    """The same with an entry for every row in each shared array, G = B."""
+    rows = batch(state)
+    spread = lambda x: x if x.shape[1] == rows else jnp.repeat(x, rows // x.shape[1], 1)
+    return state._replace(layers=over_rows(state, lambda x: x, spread))
 
 
 def fork(state: State, times: int) -> State:
     """Every row `times` times, one copy after the other: many continuations of one prompt.
 
-    Keys and values are copied. Fast weights are shared until a row completes a chunk.
+    Fast weights of in-place layers are shared until a row completes a chunk; all else is copied.
+
+    Raises:
+        ConfigError: `times` is not positive.
     """
     if times < 1:
         raise ConfigError(f"a state can be forked into 1 or more, not {times}", where="times")
-    again = lambda axis: lambda x: jnp.repeat(x, times, axis)
-    return State(
-        again(0)(state.lengths),
-        again(0)(state.logits),
-        jax.tree.map(again(1), state.caches),
-        tuple(
-            fast and Fast(fast.weights, again(1)(fast.z), again(1)(fast.target))
-            for fast in state.fast
-        ),
+    again = lambda x: jnp.repeat(x, times, 1)
+    return state._replace(
+        lengths=jnp.repeat(state.lengths, times, 0),
+        logits=jnp.repeat(state.logits, times, 0),
+        layers=over_rows(state, again, lambda x: x),
     )
 
 
 def select(state: State, rows: Array) -> State:
-    """The given rows `[n]` int, in that order; a row may be taken more than once."""
+    """The given rows `[n]` int, in that order; a row may be taken more than once.
+
+    Raises:
+        ConfigError: a row that the state does not have.
+    """
     rows = jnp.asarray(rows)
     if rows.ndim != 1 or not bool(jnp.all((rows >= 0) & (rows < batch(state)))):
         raise ConfigError(
             f"rows {rows.tolist()} are not all among the {batch(state)} of the state", where="rows"
         )
 
-    def fast(x: Fast | None) -> Fast | None:
-        if x is None:
-            return None
-        groups = x.weights.shape[1]
-        weights = x.weights
-        if groups > 1:
-            weights = weights[:, rows // (batch(state) // groups)]
-        return Fast(weights, x.z[:, rows], x.target[:, rows])
+    def of_shared(x: Array) -> Array:
+        groups = x.shape[1]
+        return x if groups == 1 else x[:, rows // (batch(state) // groups)]
 
-    return State(
-        state.lengths[rows],
-        state.logits[rows],
-        jax.tree.map(lambda x: x[:, rows], state.caches),
-        tuple(fast(x) for x in state.fast),
+    return state._replace(
+        lengths=state.lengths[rows],
+        logits=state.logits[rows],
+        layers=over_rows(state, lambda x: x[:, rows], of_shared),
     )
 
 
@@ -198,11 +174,21 @@ def reset(model: Decoder, state: State, *, keep_cache: bool = False) -> State:
     Args:
         model: whose.
         state: to take the sizes from.
-        keep_cache: only unlearn. Attention still sees everything, the place in the chunk stays, and
-            the tokens read so far write nothing when their chunk completes.
+        keep_cache: only unlearn. Attention still sees all tokens and the place in the chunk stays;
+            memories are empty, and the tokens read so far write no fast weights when their chunk
+            completes.
     """
     fresh = empty(model, batch(state), capacity(state))
-    return state._replace(fast=fresh.fast) if keep_cache else fresh
+    if not keep_cache:
+        return fresh
+    layers = tuple(
+        {
+            name: old[name] if getattr(layer, "is_cache", False) else new[name]
+            for name, layer in block.layers.items()
+        }
+        for block, old, new in zip(model.blocks, state.layers, fresh.layers, strict=True)
+    )
+    return state._replace(layers=layers)
 
 
 def drift(model: Decoder, state: State) -> Array:
@@ -210,13 +196,12 @@ def drift(model: Decoder, state: State) -> Array:
 
     Layers are in the order of `config.ttt_layers`, B rows.
     """
-    moved = []
-    for block, fast in zip(model.blocks, own_weights(state).fast, strict=True):
-        if fast is None or not isinstance(block.mlp, InPlaceMLP):
-            continue
-        start = slow_weights(block.mlp)[:, None]
-        far = jnp.linalg.norm(fast.weights - start, axis=(-2, -1))
-        moved.append(far / jnp.linalg.norm(start, axis=(-2, -1)))
+    moved = [
+        jax.vmap(lambda one, fast: one.drift_of(fast))(layer, states[name])
+        for block, states in zip(model.blocks, own_rows(state).layers, strict=True)
+        for name, layer in block.layers.items()
+        if hasattr(layer, "drift_of")
+    ]
     if not moved:
         return jnp.zeros((0, batch(state)))
     return jnp.stack(moved, 1).reshape(-1, batch(state))

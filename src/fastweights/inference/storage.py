@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from fastweights.errors import CheckpointError
-from fastweights.inference.state import State, empty
+from fastweights.inference.state import State, empty, over_rows
 from fastweights.models.decoder import Decoder
 
-FORMAT = "fastweights-state-2"
+FORMAT = "fastweights-state-3"
 #: NumPy has no bfloat16: its bits are stored under a name that says so
 BITS = ":bfloat16"
 #: fields of a config that no state depends on
@@ -107,7 +107,7 @@ def load(model: Decoder, path: str | Path) -> State:
 
 
 def named(state: State) -> dict[str, Any]:
-    """Arrays by name, in the order of the tree: "caches.0.k", "fast.1.weights", ..."""
+    """Arrays by name, in the order of the tree: "layers.0.mixer.k", "layers.1.mlp.weights", ..."""
     leaves = jax.tree_util.tree_leaves_with_path(state)
     return {jax.tree_util.keystr(path, simple=True, separator="."): x for path, x in leaves}
 
@@ -127,28 +127,35 @@ def fingerprint(model: Decoder) -> str:
 
 
 def _like(model: Decoder, arrays: dict[str, np.ndarray], path: str | Path) -> State:
-    """The state a file must hold, as shapes; rows, room and shared matrices are the file's own."""
-    keys = arrays.get("caches.0.k")
-    if keys is None or keys.ndim != 5:
-        raise CheckpointError("the state has no keys and values", where=path)
-    rows, room = keys.shape[1], keys.shape[3]
-    expected: State = jax.eval_shape(lambda: empty(model, rows, room))
+    """The state a file must hold, as shapes; rows, room and shared entries are the file's own."""
+    lengths, room = arrays.get("lengths"), arrays.get("room")
+    if lengths is None or lengths.ndim != 1 or room is None or room.shape != () or room < 1:
+        raise CheckpointError("the state has no lengths, or no room for tokens", where=path)
+    rows = len(lengths)
+    expected: State = jax.eval_shape(lambda: empty(model, rows, int(room)))
 
-    def groups(j: int, weights: Any) -> Any:
-        found = arrays.get(f"fast.{j}.weights")
-        shared = found.shape[1] if found is not None and found.ndim == 4 else 1
+    def groups(keys: Any, x: Any) -> Any:
+        name = jax.tree_util.keystr(keys, simple=True, separator=".")
+        found = arrays.get(name)
+        shared = found.shape[1] if found is not None and found.ndim == x.ndim else 1
         if shared < 1 or rows % shared:
             raise CheckpointError(
-                f"fast.{j}.weights has {shared} matrices, which {rows} rows cannot share",
-                where=path,
+                f"{name} has {shared} entries, which {rows} rows cannot share", where=path
             )
-        shape = (weights.shape[0], shared, *weights.shape[2:])
-        return jax.ShapeDtypeStruct(shape, weights.dtype)
+        return jax.ShapeDtypeStruct((x.shape[0], shared, *x.shape[2:]), x.dtype)
 
-    fast = tuple(
-        f and f._replace(weights=groups(j, f.weights)) for j, f in enumerate(expected.fast)
+    marked = expected._replace(layers=over_rows(expected, lambda x: x, _Shared))
+    is_shared = lambda x: isinstance(x, _Shared)
+    return jax.tree_util.tree_map_with_path(
+        lambda keys, x: groups(keys, x.array) if is_shared(x) else x, marked, is_leaf=is_shared
     )
-    return expected._replace(fast=fast)
+
+
+class _Shared:
+    """A mark on an array that rows may share."""
+
+    def __init__(self, array: Any):
+        self.array = array
 
 
 def _compare(expected: dict[str, Any], found: dict[str, np.ndarray], path: str | Path) -> None:

@@ -10,9 +10,7 @@ import numpy as np
 from jax import Array
 
 from fastweights.inference import checks, sampling
-from fastweights.inference.forward import advance
-from fastweights.inference.in_place import write_due
-from fastweights.inference.state import State, capacity, own_weights
+from fastweights.inference.state import State, advance, capacity, commit, own_rows
 from fastweights.models.decoder import Decoder
 
 
@@ -27,12 +25,12 @@ class Step(NamedTuple):
 # a state that is read further is not needed again: its memory becomes that of the next one
 @functools.partial(jax.jit, donate_argnums=(1,))
 def _read(model: Decoder, state: State, tokens: Array, counts: Array) -> State:
-    return advance(model, state, tokens[:, None], counts)[0]
+    return advance(model, state, tokens[:, None], counts)
 
 
 @functools.partial(jax.jit, donate_argnums=(1,))
-def _write(model: Decoder, state: State, due: Array) -> State:
-    return write_due(model, state, due)
+def _commit(model: Decoder, state: State, due: Array) -> State:
+    return commit(model, state, due)
 
 
 _sample = jax.jit(sampling.sample, static_argnames=("method",))
@@ -83,15 +81,15 @@ def _stream(
     state = jax.tree.map(jnp.copy, state)
     lengths = np.array(state.lengths)
     going = np.ones(len(lengths), bool)
-    ttt = model.config.ttt
+    chunk = model.commit_every
     for _ in range(most):
         token, log_prob = _sample(state.logits, state.lengths, method, settings)
         tokens = np.where(going, token, 0)
         yield Step(tokens, going, np.where(going, log_prob, 0))
         state = _read(model, state, tokens, going.astype(np.int32))
         lengths = lengths + going
-        if ttt is not None and (due := going & (lengths % ttt.chunk == 0)).any():
-            state = _write(model, own_weights(state), due)
+        if chunk is not None and (due := going & (lengths % chunk == 0)).any():
+            state = _commit(model, own_rows(state), due)
         going = going & ~np.isin(tokens, stops)
         if not going.any():
             break

@@ -11,7 +11,7 @@ from flax import nnx
 from jax import Array
 
 from fastweights.nn import CellName, Start, kernel_start, make_cell
-from fastweights.rules import Hebbian
+from fastweights.rules import Hebbian, Rule
 
 #: lit pixels of a screen that is not blank: the ball and the paddle's two
 LIT = 3
@@ -32,7 +32,7 @@ class CatchModel:
     cell: CellName = "fast-weights"
     hidden: int = 128
     features: int = 128
-    rule: Hebbian = Hebbian()
+    rule: Rule = Hebbian()
     start: Start = "unit"
 
 

@@ -17,29 +17,32 @@ from jax import Array
 from jax.nn.initializers import normal
 
 from fastweights.models.decoder_config import DecoderConfig, Kind, check
+from fastweights.models.decoder_loss import head_losses, unembedding
 from fastweights.models.decoder_mesh import whole, whole_block
 from fastweights.nn.attention import Attention
 from fastweights.nn.in_place import InPlaceMLP
+from fastweights.nn.layer import Layer, Reading, Stacked
 from fastweights.nn.linear import linear
-from fastweights.nn.mesh import BATCH, split
+from fastweights.nn.memory import MemoryLayer
+from fastweights.nn.mesh import BATCH, sizes, split
 from fastweights.nn.mlp import MLP
 from fastweights.nn.norm import RMSNorm
 from fastweights.nn.rope import document_positions
 
 
 class Block(nnx.Module):
-    """One layer: x + attention(norm x), then x + mlp(norm x).
+    """One layer: x + mixer(norm x), then x + mlp(norm x).
 
-    `mlp` is an `InPlaceMLP` in the layers that learn in place.
+    The mixer is `attention`, or `memory` with an update rule. `mlp` is an `InPlaceMLP` in the
+    layers that learn in place.
 
     Args:
         config: of the whole model.
-        kind: the layer's window, and whether it learns in place.
+        kind: the layer's mixer, its window, and whether its MLP learns in place.
         rngs: flax's source of random keys.
     """
 
     def __init__(self, config: DecoderConfig, kind: Kind, *, rngs: nnx.Rngs):
-        window, in_place = kind
         dtype, param_dtype = jnp.dtype(config.dtype), jnp.dtype(config.param_dtype)
 
         def norm() -> RMSNorm:
@@ -51,52 +54,67 @@ class Block(nnx.Module):
             "param_dtype": param_dtype,
         }
         self.attention_norm = norm()
-        self.attention = Attention(
-            config.hidden,
-            config.heads,
-            config.kv_heads,
-            config.head_dim,
-            rope=config.rope,
-            norm_eps=config.norm_eps if config.family == "qwen3" else None,
-            window=window,
-            kernel=config.attention,
-            **numerics,
-            rngs=rngs,
-        )
+        if kind.mixer == "attention":
+            self.attention = Attention(
+                config.hidden,
+                config.heads,
+                config.kv_heads,
+                config.head_dim,
+                rope=config.rope,
+                norm_eps=config.norm_eps if config.family == "qwen3" else None,
+                window=kind.window,
+                kernel=config.attention,
+                **numerics,
+                rngs=rngs,
+            )
+        else:
+            sizes = config.memory
+            self.memory = MemoryLayer(
+                config.hidden,
+                kind.mixer,
+                sizes.heads or config.heads,
+                sizes.key_dim or config.head_dim,
+                sizes.value_dim or config.head_dim,
+                conv=sizes.conv,
+                gate=sizes.gate,
+                chunk=sizes.chunk,
+                norm_eps=config.norm_eps,
+                **numerics,
+                rngs=rngs,
+            )
         self.mlp_norm = norm()
         sizes = (config.hidden, config.intermediate)
         self.mlp = (
             InPlaceMLP(*sizes, config.ttt, **numerics, rngs=rngs)
-            if in_place and config.ttt is not None
+            if kind.in_place and config.ttt is not None
             else MLP(*sizes, **numerics, rngs=rngs)
         )
 
+    @property
+    def layers(self) -> dict[str, Layer]:
+        """The two layers that may have a state, by the name of the state."""
+        mixer = self.memory if hasattr(self, "memory") else self.attention
+        return {"mixer": mixer, "mlp": self.mlp}
+
     def __call__(
-        self,
-        x: Array,
-        embedded: Array,
-        positions: Array,
-        segment_ids: Array | None = None,
-        stats: bool = False,
-    ) -> tuple[Array, Array | None]:
-        """The next residual stream `[B, T, D]`, and the drift `[]` of a layer that learns in place.
+        self, x: Array, reading: Reading, state: Stacked | None = None
+    ) -> tuple[Array, Stacked | None, dict[str, Array]]:
+        """The next residual stream `[B, T, D]`, the next state, and statistics of its layers.
 
         Args:
             x: residual stream `[B, T, D]`.
-            embedded: the token embeddings `[B, T, D]`, a possible target of what is learned.
-            positions: `[B, T]` int, from 0 at the start of each document.
-            segment_ids: `[B, T]` int or None.
-            stats: whether to measure the drift, which costs a product; else it is None.
+            reading: the tokens and their places.
+            state: arrays by layer name, of stacked blocks; None starts every row anew.
         """
-        x += self.attention(self.attention_norm(x), positions, segment_ids)
-        h = self.mlp_norm(x)
-        if not isinstance(self.mlp, InPlaceMLP):
-            return x + self.mlp(h), None
-        target = embedded if self.mlp.ttt.target == "input_embed" else h
-        if not stats:
-            return x + self.mlp(h, target, segment_ids), None
-        y, found = self.mlp(h, target, segment_ids, return_stats=True)
-        return x + y, found["drift"]
+        found, arrays = {}, {}
+        for (name, layer), norm in zip(
+            self.layers.items(), (self.attention_norm, self.mlp_norm), strict=True
+        ):
+            own = None if state is None else Stacked(state.arrays[name], state.turn)
+            y, own, stats = layer.advance(norm(x), reading, own)
+            x, found = x + y, found | stats
+            arrays[name] = None if own is None else own.arrays
+        return x, None if state is None else state._replace(arrays=arrays), found
 
 
 class Decoder(nnx.Module):
@@ -173,71 +191,179 @@ class Decoder(nnx.Module):
         )
 
     def features(self, tokens: Array, segment_ids: Array | None = None, stats: bool = False) -> Any:
-        """The last residual stream, normed: what `logits` takes.
+        """The last residual stream, normed: the input of `logits`.
 
         Args:
             tokens: `[B, T]` int.
             segment_ids: `[B, T]` int, 0 for padding and 1, 2, ... for the documents of a row; None
-                is one document a row. Positions start again at each, attention and fast weights
-                stay within.
+                is one document a row. Positions start again at each document, attention, memories
+                and fast weights stay within it.
             stats: also return how far the in-place layers have drifted.
 
         Returns:
             `[B, T, D]`; with `stats`, that and `[number of in-place layers]` float32, the mean over
             tokens of |ΔW z| / |W z| in each, in the order of `config.ttt_layers`.
         """
-        config = self.config
         ids = jnp.ones_like(tokens) if segment_ids is None else segment_ids
-        positions = document_positions(ids)
         embedded = split(self.embedded(tokens), BATCH, None, None)
-        run = _rematerialised(config, stats)
-
-        def turn(x: Array, blocks: Any) -> tuple[Array, list[Array]]:
-            drifts = []
-            for block in blocks:
-                x, drift = run(block, x, embedded, positions, segment_ids)
-                x = split(x, BATCH, None, None)
-                drifts += [] if drift is None else [drift]
-            return x, drifts
-
-        x, drifts = jax.lax.scan(turn, embedded, self.blocks)
-        x = self.final_norm(x)
+        reading = Reading(embedded, document_positions(ids), segment_ids, stats=stats)
+        x, _, found = self._layers(reading, None)
         if not stats:
             return x
         # [places in a period][turns] to the order of layers
+        drifts = [each["drift"] for each in found if "drift" in each]
         return x, jnp.stack(drifts, 1).reshape(-1) if drifts else jnp.zeros(0)
+
+    def advance(
+        self,
+        states: tuple[Any, ...],
+        tokens: Array,
+        lengths: Array,
+        counts: Array,
+        *,
+        fresh: bool = False,
+        commits: bool = False,
+    ) -> tuple[tuple[Any, ...], Array]:
+        """Read the first `counts[b]` tokens of each row b after the `lengths[b]` read before.
+
+        Args:
+            states: of the layers, one entry a place in the period; see `empty`.
+            tokens: `[B, T]` int.
+            lengths: `[B]` int.
+            counts: `[B]` int, 0 to T; tokens after them are never seen.
+            fresh: no row has read a token: attention needs not look into the cache.
+            commits: a row may complete a chunk, and its layers then write it. Otherwise tokens must
+                not go beyond the end of the chunk, and the caller calls `commit`.
+
+        Returns:
+            The next states, and features `[B, T, D]` that `logits` takes; features of padding have
+            no meaning.
+        """
+        at = jnp.arange(tokens.shape[1])[None, :]
+        valid = at < counts[:, None]
+        embedded = split(self.embedded(jnp.where(valid, tokens, 0)), BATCH, None, None)
+        positions = lengths[:, None] + at
+        reading = Reading(embedded, positions, None, lengths, valid, fresh=fresh, commits=commits)
+        x, after, _ = self._layers(reading, states)
+        assert after is not None
+        return after, x
+
+    def _layers(
+        self, reading: Reading, states: tuple[Any, ...] | None
+    ) -> tuple[Array, tuple[Any, ...] | None, list[dict[str, Array]]]:
+        """The forward pass through all layers, for training (no states) and for inference."""
+        config, count = self.config, self.config.layers // self.config.period
+        run = _training_block(config) if states is None else _inference_block(reading.fresh)
+
+        def turn(carry: Any, stack: Any) -> tuple[Any, list[dict[str, Array]]]:
+            (x, states), (i, blocks), found = carry, stack, []
+            after = []
+            for place, block in enumerate(blocks):
+                state = None if states is None else Stacked(states[place], i)
+                x, state, stats = run(block, x, reading, state)
+                x = split(x, BATCH, None, None)
+                found.append(stats)
+                after.append(None if state is None else state.arrays)
+            return (x, None if states is None else tuple(after)), found
+
+        (x, states), found = jax.lax.scan(
+            turn, (reading.embedded, states), (jnp.arange(count), self.blocks)
+        )
+        return self.final_norm(x), states, found
+
+    def empty(self, rows: int, room: int) -> tuple[Any, ...]:
+        """The states of all layers before the first token, stacked as the blocks are.
+
+        Args:
+            rows: B.
+            room: tokens that a row can hold.
+        """
+
+        def stacked(layer: Layer) -> Any:
+            return jax.vmap(lambda one: one.empty(rows, room))(layer)
+
+        return tuple(
+            {name: stacked(layer) for name, layer in block.layers.items()} for block in self.blocks
+        )
+
+    @property
+    def commit_every(self) -> int | None:
+        """Tokens after which layers write by chunks; None if no layer does."""
+        each = {
+            layer.commit_every  # pyright: ignore[reportAttributeAccessIssue]
+            for block in self.blocks
+            for layer in block.layers.values()
+            if hasattr(layer, "commit_every")
+        }
+        return min(each) if each else None
+
+    def commit(self, states: tuple[Any, ...], due: Array) -> tuple[Any, ...]:
+        """Write the pending chunks of the rows that `due [B]` names, in every layer that has them.
+
+        Where rows are split over devices they are written at once: one after the other would bring
+        each row to all devices.
+        """
+        there = sizes(self.embed.embedding[...])
+        at_once = any(there.get(axis, 1) > 1 for axis in BATCH)
+        count = self.config.layers // self.config.period
+
+        def place(layer: Any, arrays: Any) -> Any:
+            if not hasattr(layer, "commit"):
+                return arrays
+
+            def turn(arrays: Any, stack: Any) -> tuple[Any, None]:
+                i, layer = stack
+                return layer.commit(Stacked(arrays, i), due, at_once=at_once).arrays, None
+
+            return jax.lax.scan(turn, arrays, (jnp.arange(count), layer))[0]
+
+        return tuple(
+            {name: place(layer, state[name]) for name, layer in block.layers.items()}
+            for block, state in zip(self.blocks, states, strict=True)
+        )
+
+    def losses(
+        self, tokens: Array, targets: Array, segment_ids: Array | None = None, block: int = 512
+    ) -> Array:
+        """Loss of every token in nats, `[B, T]` float32, 0 where the target is negative.
+
+        Args:
+            tokens: `[B, T]` int.
+            targets: `[B, T]` int.
+            segment_ids: as in `features`.
+            block: tokens of each row whose logits exist at once.
+        """
+        return head_losses(self, self.features(tokens, segment_ids), targets, block)
 
     def __call__(self, tokens: Array, segment_ids: Array | None = None) -> Array:
         """Logits of the next token: `[B, T]` int -> `[B, T, vocab]` float32; see `features`."""
         return self.logits(self.features(tokens, segment_ids))
 
 
-def unembedding(model: Any) -> Array:
-    """What makes a decoder's logits of its features: the head `[D, vocab]`, or a tied embedding
-    `[vocab, D]`.
-    """
-    if model.head is None:
-        return whole("embed.embedding", model.embed.embedding[...])
-    return whole("head.kernel", model.head.kernel[...])
+Call = Callable[..., tuple[Array, Stacked | None, dict[str, Array]]]
 
 
-def _rematerialised(
-    config: DecoderConfig, stats: bool
-) -> Callable[..., tuple[Array, Array | None]]:
+def _training_block(config: DecoderConfig) -> Call:
     """A block's call, computed again in the backward pass as the config says.
 
     Blocks are wrapped one by one: to wrap a whole period would hold the inner values of p blocks at
     once, of all of them where the pattern never repeats.
     """
-    call = lambda block, *inputs: whole_block(block)(*inputs, stats)
+    call = lambda block, x, reading, state: whole_block(block)(x, reading, state)
     if config.remat == "none":
         return call
     policy = (
         jax.checkpoint_policies.dots_with_no_batch_dims_saveable if config.remat == "dots" else None
     )
     # in a loop of one turn XLA would see that the second computation repeats the first
-    alone = config.period == config.layers
-    return jax.checkpoint(call, policy=policy, prevent_cse=alone)
+    is_one_turn = config.period == config.layers
+    return jax.checkpoint(call, policy=policy, prevent_cse=is_one_turn)
+
+
+def _inference_block(fresh: bool) -> Call:
+    """A block's call; for a token alone, to gather the weights would cost more than the token."""
+    gather = whole_block if fresh else lambda block: block
+    return lambda block, x, reading, state: gather(block)(x, reading, state)
 
 
 def build(config: DecoderConfig, seed: int, mesh: jax.sharding.Mesh | None = None) -> Decoder:

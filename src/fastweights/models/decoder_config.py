@@ -1,18 +1,37 @@
 """What a decoder language model is: sizes, rotary embedding, windows, in-place layers, numerics."""
 
 import dataclasses
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from fastweights.errors import ConfigError
 from fastweights.nn.choices import not_a_choice
 from fastweights.nn.in_place import InPlaceTTT
+from fastweights.nn.memory import MemoryConfig
 from fastweights.nn.rope import Rope
+from fastweights.rules import Rule
 
-__all__ = ["DecoderConfig", "InPlaceTTT", "Kind", "Rope", "check", "problems"]
+__all__ = [
+    "DecoderConfig",
+    "InPlaceTTT",
+    "Kind",
+    "MemoryConfig",
+    "Mixer",
+    "Rope",
+    "check",
+    "problems",
+]
 
 Dtype = Literal["float32", "bfloat16"]
-#: what sets a layer apart from others: its window, and whether it learns in place
-Kind = tuple[int | None, bool]
+#: the mixer of a layer: attention, or a memory written and read by an update rule
+Mixer = Literal["attention"] | Rule
+
+
+class Kind(NamedTuple):
+    """The differences between layers."""
+
+    mixer: Mixer
+    window: int | None  # of attention
+    in_place: bool  # whether the MLP learns in place
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +54,10 @@ class DecoderConfig:
             read into has room for as many, unless it is told otherwise.
         windows: of each layer, how many tokens a query sees, itself included, None for all; () is
             all for every layer.
-        ttt: in-place test-time training, or None for a plain transformer.
+        mixers: of the layers, "attention" or an update rule, cycled: with three rules and
+            "attention" every fourth layer attends.
+        memory: sizes of the layers with an update rule.
+        ttt: in-place test-time training, or None for MLPs that do not learn while they read.
         initializer_range: standard deviation of every weight's start.
         dtype: of the computation. Norms, softmax, rotation and logits are float32.
         param_dtype: of the weights.
@@ -57,6 +79,8 @@ class DecoderConfig:
     tie_embeddings: bool = False
     max_length: int = 4096
     windows: tuple[int | None, ...] = ()
+    mixers: tuple[Mixer, ...] = ("attention",)
+    memory: MemoryConfig = MemoryConfig()
     ttt: InPlaceTTT | None = None
     initializer_range: float = 0.02
     dtype: Dtype = "float32"
@@ -73,8 +97,14 @@ class DecoderConfig:
     @property
     def kinds(self) -> tuple[Kind, ...]:
         """The kind of every layer."""
-        windows = self.windows or (None,) * self.layers
-        return tuple((windows[i], i in self.ttt_layers) for i in range(self.layers))
+        windows, mixers = self.windows or (None,) * self.layers, self.mixers
+
+        def kind(i: int) -> Kind:
+            mixer = mixers[i % len(mixers)]
+            # a memory has no window: layers that differ in it alone are of one kind
+            return Kind(mixer, windows[i] if mixer == "attention" else None, i in self.ttt_layers)
+
+        return tuple(kind(i) for i in range(self.layers))
 
     @property
     def period(self) -> int:
@@ -102,7 +132,7 @@ def problems(config: DecoderConfig) -> list[str]:
         found.append(f"norm_eps is {config.norm_eps}; it must not be negative")
     if not config.initializer_range >= 0:
         found.append(f"initializer_range is {config.initializer_range}; it must not be negative")
-    found += _window_problems(config)
+    found += _window_problems(config) + _mixer_problems(config)
     return found + ([] if config.ttt is None else _ttt_problems(config, config.ttt))
 
 
@@ -126,6 +156,27 @@ def _window_problems(config: DecoderConfig) -> list[str]:
         f"windows[{i}] is {w}; a query sees at least itself, so it must be at least 1, or None"
         for i, w in short
     ]
+
+
+def _mixer_problems(config: DecoderConfig) -> list[str]:
+    found = _not_a_tuple("mixers", config.mixers)
+    if found:
+        return found
+    if not config.mixers:
+        return ['mixers is (); name at least one, such as "attention"']
+    for i, mixer in enumerate(config.mixers):
+        name = f"mixers[{i}] is {mixer!r}"
+        if mixer != "attention" and not isinstance(mixer, Rule):
+            found.append(f'{name}; it must be "attention" or an update rule')
+        elif isinstance(mixer, Rule) and not mixer.slots:
+            found.append(f"{name}; the rule declares no slots, so no layer can feed it")
+        elif isinstance(mixer, Rule):
+            found += [f"mixers[{i}].{text}" for text in mixer.problems()]
+    sizes = dataclasses.asdict(config.memory)
+    for name in ("heads", "key_dim", "value_dim", "conv", "chunk"):
+        if sizes[name] is not None and sizes[name] < 1:
+            found.append(f"memory.{name} is {sizes[name]}; it must be at least 1")
+    return found
 
 
 def _ttt_problems(config: DecoderConfig, ttt: InPlaceTTT) -> list[str]:

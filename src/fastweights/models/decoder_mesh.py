@@ -29,9 +29,12 @@ DIVIDED = ("vocab", "intermediate", "heads", "kv_heads")
 
 def problems(config: DecoderConfig, tensor: int) -> list[str]:
     """Why `tensor` devices cannot share a decoder's layers, a sentence each; [] if they can."""
+    sizes = {name: getattr(config, name) for name in DIVIDED}
+    if any(mixer != "attention" for mixer in config.mixers):
+        sizes["memory.heads"] = config.memory.heads or config.heads
     return [
         f"{name} is {size}; mesh.tensor, {tensor}, must divide it"
-        for name, size in ((name, getattr(config, name)) for name in DIVIDED)
+        for name, size in sizes.items()
         if tensor > 0 and size % tensor
     ]
 

@@ -11,7 +11,7 @@ from flax import nnx
 from jax import Array
 
 from fastweights.nn import CellName, Start, embedding_start, kernel_start, make_cell, unroll_drives
-from fastweights.rules import Hebbian
+from fastweights.rules import Hebbian, Rule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +33,7 @@ class RetrievalModel:
     embed: int = 50
     expand: int = 100
     head: int = 100
-    rule: Hebbian = Hebbian()
+    rule: Rule = Hebbian()
     start: Start = "paper"
 
 

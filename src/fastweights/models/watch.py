@@ -34,7 +34,8 @@ def watch(net: RetrievalNet, tokens: Array) -> Activity:
         ConfigError: the network's recurrent layer has no fast weights.
     """
     cell = net.cell
-    if not isinstance(cell, FastWeightCell):
+    rule = cell.rule if isinstance(cell, FastWeightCell) else None
+    if not isinstance(cell, FastWeightCell) or not isinstance(rule, Hebbian):
         raise ConfigError(
             f"a network with {type(cell).__name__} has no fast weights to watch",
             where="model.cell",
@@ -43,9 +44,9 @@ def watch(net: RetrievalNet, tokens: Array) -> Activity:
 
     def step(carry: FastCarry, drive: Array) -> tuple[FastCarry, Activity]:
         query = settle(
-            lambda h: cell.rule.recall(carry.fast, h),
+            lambda h: rule.recall(carry.fast, h),
             cell.boundary(carry.h, drive),
-            steps=cell.rule.steps - 1,
+            steps=rule.steps - 1,
             norm=lambda x: layer_norm(x, carry.fast.gain, carry.fast.bias),
         )
         carry, settled = cell.step(carry, drive)

@@ -7,16 +7,18 @@ only near the diagonal.
 """
 
 import functools
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import Array
+from jax import Array, lax
 from jax.typing import DTypeLike
 
 from fastweights.errors import ConfigError
+from fastweights.nn.layer import Reading, Stacked, put
 from fastweights.nn.linear import linear
+from fastweights.nn.mesh import BATCH
 from fastweights.nn.norm import RMSNorm
 from fastweights.nn.rope import Rope, rotate
 
@@ -25,10 +27,21 @@ Kernel = Literal["auto", "xla", "cudnn"]
 MIN_BLOCK = 64
 
 
+class Cache(NamedTuple):
+    """Keys and values of S slots; a layer with a sliding window keeps all of them too.
+
+    Heads come before slots: a product over one head reads adjacent memory, and no token has the
+    cache transposed for it.
+    """
+
+    k: Array  # [B, K, S, h]
+    v: Array  # [B, K, S, h]
+
+
 class Attention(nnx.Module):
     """Grouped-query attention (Ainslie et al. 2023, arXiv 2305.13245) with rotary embedding.
 
-    `qkv`, `mix` and `out` are its three parts, for whoever keeps keys and values of past tokens.
+    `qkv`, `mix` and `out` are its three parts.
 
     Args:
         hidden: size D of the input and output.
@@ -74,7 +87,7 @@ class Attention(nnx.Module):
                 return None
             return RMSNorm(head_dim, eps=norm_eps, param_dtype=param_dtype)
 
-        self.head_dim, self.rope, self.window = head_dim, rope, window
+        self.head_dim, self.rope, self.window, self.dtype = head_dim, rope, window, dtype
         self.kernel: Kernel = kernel
         self.q = make(hidden, heads * head_dim)
         self.k = make(hidden, kv_heads * head_dim)
@@ -89,7 +102,7 @@ class Attention(nnx.Module):
             x: `[B, T, D]`.
             positions: `[B, T]` int, from 0 at the start of each document.
         """
-        size = self.head_dim  # a -1 in place of the number of heads could not tell it of no tokens
+        size = self.head_dim  # reshape(-1) is ambiguous when T = 0
         q, k, v = (
             y.reshape(*y.shape[:-1], y.shape[-1] // size, size)
             for y in (self.q(x), self.k(x), self.v(x))
@@ -109,6 +122,37 @@ class Attention(nnx.Module):
     def __call__(self, x: Array, positions: Array, segment_ids: Array | None = None) -> Array:
         """`[B, T, D] -> [B, T, D]`; `segment_ids [B, T]`, or None for a document a row."""
         return self.out(self.mix(*self.qkv(x, positions), segment_ids))
+
+    #: the state holds past tokens; it is no fast weight that can be unlearned
+    is_cache = True
+
+    def empty(self, rows: int, room: int) -> Cache:
+        """Keys and values of no token, with `room` slots a row."""
+        kv_heads = self.k.out_features // self.head_dim
+        zeros = jnp.zeros((rows, kv_heads, room, self.head_dim), self.dtype)
+        return Cache(zeros, zeros)
+
+    def axes(self) -> dict[str, Any]:
+        """Rows over the batch axes, heads over `tensor`."""
+        return dict.fromkeys(Cache._fields, (BATCH, "tensor", None, None))
+
+    def advance(
+        self, x: Array, reading: Reading, state: Stacked | None = None
+    ) -> tuple[Array, Stacked | None, dict[str, Array]]:
+        """See `Layer.advance`."""
+        if state is None or reading.valid is None:
+            return self(x, reading.positions, reading.segment_ids), None, {}
+        q, k, v = self.qkv(x, reading.positions)
+        room = state.arrays.k.shape[3]
+        slots = jnp.where(reading.valid, reading.positions, room)  # beyond the last: dropped
+        put_in = lambda cache, new: put(cache, state.turn, slots, new, 3)
+        cache = Cache(put_in(state.arrays.k, k), put_in(state.arrays.v, v))
+        if reading.fresh:
+            y = self.mix(q, k, v)
+        else:
+            k, v = cache.k[state.turn], cache.v[state.turn]
+            y = attend_cached(q, k, v, reading.positions, self.window)
+        return self.out(y), Stacked(cache, state.turn), {}
 
 
 def attend(
@@ -209,3 +253,29 @@ def attend_in_blocks(
     blocks = (cut(q), with_previous(cut(k)), with_previous(cut(v)), mask)
     mixed = jax.vmap(one, in_axes=1, out_axes=1)(*blocks)
     return mixed.reshape(q.shape[0], count * block, *q.shape[2:])[:, :length]
+
+
+def attend_cached(q: Array, k: Array, v: Array, positions: Array, window: int | None) -> Array:
+    """Queries `[B, T, N, h]` at `positions [B, T]` over cached keys and values `[B, K, S, h]`."""
+    ago = positions[:, :, None] - jnp.arange(k.shape[2])[None, None, :]
+    seen = (ago >= 0) if window is None else (ago >= 0) & (ago < window)
+    if q.shape[1] == 1:
+        return attend_one(q, k, v, seen)
+    k, v = (jnp.swapaxes(x, 1, 2) for x in (k, v))
+    return jax.nn.dot_product_attention(q, k, v, mask=seen[:, None], implementation="xla")
+
+
+def attend_one(q: Array, k: Array, v: Array, seen: Array) -> Array:
+    """`attend_cached` for one token a row, `seen [B, 1, S]`.
+
+    The products are written with keys and values as they lie: `jax.nn.dot_product_attention` has
+    both transposed at every token, on a CPU most of what attention costs.
+    """
+    rows, _, heads, size = q.shape
+    grouped = q.reshape(rows, k.shape[1], -1, size)  # [B, K, N/K, h]
+    each = ((0, 1), (0, 1))
+    scores = lax.dot_general(k, grouped, (((3,), (3,)), each), preferred_element_type=jnp.float32)
+    scores = jnp.swapaxes(scores, 2, 3) * size**-0.5  # [B, K, N/K, S]
+    scores = jnp.where(seen[:, None], scores, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(scores).astype(v.dtype)
+    return lax.dot_general(weights, v, (((3,), (2,)), each)).reshape(rows, 1, heads, size)

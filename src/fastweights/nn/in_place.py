@@ -21,20 +21,13 @@ from jax.typing import DTypeLike
 
 from fastweights.errors import ConfigError
 from fastweights.nn import mesh
+from fastweights.nn.in_place_state import Fast, read_and_write, read_rows, remember
+from fastweights.nn.in_place_target import KERNEL, TAPS, Window, convolve, diagonal_normal
+from fastweights.nn.layer import Reading, Stacked
 from fastweights.nn.mlp import MLP
 from fastweights.rules import InPlace, outputs
 from fastweights.rules.in_place_chunk import read
 from fastweights.rules.in_place_write import Total
-
-Window = Literal["centred", "forward", "reconstruction"]
-
-#: which taps of the kernel a window uses; tap 2 is the token itself, 3 the next, 4 the one after
-TAPS: dict[str, tuple[int, ...]] = {
-    "centred": (0, 1, 2, 3, 4),
-    "forward": (2, 3, 4),
-    "reconstruction": (2,),
-}
-KERNEL = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,48 +63,6 @@ class InPlaceTTT:
     clip: float | None = None
     clip_relative: bool = False
     clip_after_lr: bool = True
-
-
-# the five shifted copies of x are computed again in the backward pass: they are cheap, and large
-@functools.partial(jax.checkpoint, static_argnums=(2, 3))
-def convolve(
-    x: Array, kernel: Array, taps: tuple[int, ...], chunk: int, segment_ids: Array | None
-) -> Array:
-    """Depthwise cross-correlation that sees zeros outside of a token's chunk and document.
-
-    Args:
-        x: `[B, T, D]`.
-        kernel: `[D, 5]`; tap k is the weight of the token k - 2 places on.
-        taps: those to use.
-        chunk: C, tokens per chunk, from the start of the row.
-        segment_ids: `[B, T]` int or None.
-
-    Returns:
-        `[B, T, D]` in the dtype of x, summed in at least float32.
-    """
-    length, dtype = x.shape[1], jnp.promote_types(x.dtype, jnp.float32)
-    middle = KERNEL // 2
-    place = jnp.arange(length)
-    around = jnp.pad(x, ((0, 0), (middle, middle), (0, 0)))
-    ids = None if segment_ids is None else jnp.pad(segment_ids, ((0, 0), (middle, middle)))
-    total = jnp.zeros(x.shape, dtype)
-    for tap in taps:
-        there = place + tap - middle
-        seen = ((there >= 0) & (there // chunk == place // chunk))[None, :]
-        if ids is not None and segment_ids is not None:
-            seen = seen & (ids[:, tap : tap + length] == segment_ids)
-        neighbour = jnp.where(seen[:, :, None], around[:, tap : tap + length], 0)
-        total += neighbour.astype(dtype) * kernel[None, None, :, tap].astype(dtype)
-    return total.astype(x.dtype)
-
-
-def diagonal_normal(scale: float):
-    """diag(N(0, scale²)): projects without mixing, and is small beside what it is added to."""
-
-    def init(key: Array, shape: tuple[int, int], dtype: DTypeLike) -> Array:
-        return jnp.diag(scale * jax.random.normal(key, shape[:1], dtype))
-
-    return init
 
 
 class InPlaceMLP(MLP):
@@ -202,6 +153,73 @@ class InPlaceMLP(MLP):
             v: `[C, D]` from `targets`.
         """
         return self.rule().write_chunk(weights, z, v, self.rule().limit(self.slow))
+
+    @property
+    def commit_every(self) -> int:
+        """Tokens of a chunk, after which the fast weights are written."""
+        return self.ttt.chunk
+
+    def empty(self, rows: int, room: int) -> Fast:
+        """W0, one matrix for all rows, and no pending token."""
+        del room
+        dtype, (width, hidden) = jnp.dtype(self.dtype), self.down.kernel.shape[-2:]
+        return Fast(
+            self.slow.astype(jnp.float32)[None],
+            jnp.zeros((rows, self.ttt.chunk, width), dtype),
+            jnp.zeros((rows, self.ttt.chunk, hidden), dtype),
+        )
+
+    def axes(self) -> dict[str, Any]:
+        """Rows over the batch axes, F over `tensor`."""
+        columns = (mesh.BATCH, None, "tensor")
+        return {"weights": columns, "z": columns, "target": (mesh.BATCH, None, None)}
+
+    def advance(
+        self, x: Array, reading: Reading, state: Stacked | None = None
+    ) -> tuple[Array, Stacked | None, dict[str, Array]]:
+        """See `Layer.advance`; statistics: the drift, as `__call__` has it."""
+        target = reading.embedded if self.ttt.target == "input_embed" else x
+        if state is None or reading.valid is None or reading.lengths is None:
+            if not reading.stats:
+                return self(x, target, reading.segment_ids), None, {}
+            y, stats = self(x, target, reading.segment_ids, return_stats=True)
+            return y, None, stats
+        z, fast = self.hidden(x), state.arrays
+        if not reading.commits:
+            keep = lambda pending, new: remember(pending, state.turn, new, reading, self.ttt.chunk)
+            fast = fast._replace(z=keep(fast.z, z), target=keep(fast.target, target))
+            y = read_rows(self, fast.weights[state.turn], z)
+            return y, state._replace(arrays=fast), {}
+        y, new = read_and_write(self, state.one(), z, target, reading)
+        return y, state.replaced(new), {}
+
+    def commit(self, state: Stacked, due: Array, *, at_once: bool) -> Stacked:
+        """Write the pending chunk of the rows that `due [B]` names; a matrix per row.
+
+        Args:
+            state: of stacked layers.
+            due: `[B]` bool.
+            at_once: compute all rows together. Otherwise rows are taken one after the other, and a
+                row that is not due costs no time.
+        """
+
+        def row(weights: Array, z: Array, target: Array, due: Array) -> Array:
+            one = lambda w: self.update(w, z, self.targets(target[None])[0])
+            return jax.lax.cond(due, one, lambda w: w, weights)
+
+        fast: Fast = state.one()
+        if at_once:
+            written = jax.vmap(self.update)(fast.weights, fast.z, self.targets(fast.target))
+            weights = jnp.where(due[:, None, None], written, fast.weights)
+        else:
+            weights = jax.lax.map(lambda x: row(*x), (*fast, due))
+        return state.replaced(Fast(weights, None, None))  # pyright: ignore[reportArgumentType]
+
+    def drift_of(self, fast: Fast) -> Array:
+        """How far fast weights have moved, ‖W - W0‖ / ‖W0‖: `[G]` float32."""
+        slow = self.slow.astype(jnp.float32)
+        norm = lambda x: jnp.linalg.norm(x, axis=(-2, -1))
+        return norm(fast.weights - slow[None]) / norm(slow)
 
     @overload
     def __call__(

@@ -8,10 +8,11 @@ from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
 
+from fastweights.nn.layer import Reading, Stacked, Stateless
 from fastweights.nn.linear import linear
 
 
-class MLP(nnx.Module):
+class MLP(Stateless):
     """SwiGLU without biases (Shazeer 2020, arXiv 2002.05202), as in Llama and Qwen3.
 
     Args:
@@ -51,3 +52,9 @@ class MLP(nnx.Module):
     def __call__(self, x: Array) -> Array:
         """`[..., D] -> [..., D]`."""
         return self.down(self.hidden(x))
+
+    def advance(
+        self, x: Array, reading: Reading, state: Stacked | None = None
+    ) -> tuple[Array, Stacked | None, dict[str, Array]]:
+        """See `Layer.advance`."""
+        return self(x), state, {}

@@ -97,10 +97,13 @@ class FastWeightCell(nnx.Module):
             hidden, hidden, use_bias=False, kernel_init=scaled_identity(identity), rngs=rngs
         )
         self.slow = slow_weights(rule, hidden, hidden, rngs=rngs)
-        self.slots = self.norm = None
-        if not is_driven(rule):
-            self.slots = SlotProjections(hidden, rule, hidden, hidden, rngs=rngs)
-            self.norm = nnx.LayerNorm(hidden, epsilon=1e-5, use_fast_variance=False, rngs=rngs)
+        driven = is_driven(rule)
+        self.slots = None if driven else SlotProjections(hidden, rule, hidden, hidden, rngs=rngs)
+        self.norm = (
+            None
+            if driven
+            else nnx.LayerNorm(hidden, epsilon=1e-5, use_fast_variance=False, rngs=rngs)
+        )
 
     def initial(self, length: int) -> FastCarry:
         """Zero activity and empty fast weights, in the form that is cheaper for `length` writes."""

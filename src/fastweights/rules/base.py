@@ -63,12 +63,16 @@ class Rule(abc.ABC):
     #: fields of the rule's token, by name; a layer makes a projection for each
     slots: ClassVar[Mapping[str, Slot]] = {}
     #: the token's class, made of `slots` unless the rule has its own
-    Token: ClassVar[Any] = None
+    token_type: ClassVar[Any] = None
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
-        if "slots" in vars(cls) and "Token" not in vars(cls):
-            cls.Token = collections.namedtuple("Token", tuple(cls.slots))
+        if "slots" in vars(cls) and "token_type" not in vars(cls):
+            cls.token_type = collections.namedtuple("Token", tuple(cls.slots))
+
+    def problems(self) -> list[str]:
+        """Hyper-parameters out of their range, a sentence each, for a config to report together."""
+        return []
 
     def init(self, K: int, V: int, *, length: int | None = None, **parameters: Array) -> State:
         """The state before the first token of a document, float32.
@@ -107,7 +111,7 @@ class Rule(abc.ABC):
         Raises:
             TypeError: a slot is missing or unknown.
         """
-        return self.Token(**slots)
+        return self.token_type(**slots)
 
     @abc.abstractmethod
     def write(self, state: State, token: Any) -> State:
@@ -207,7 +211,7 @@ class Rule(abc.ABC):
         first, second, third = jax.random.split(key, 3)
         makers = self.parameters(*size)
         keys = jax.random.split(first, len(makers) + 1)
-        made = {name: make(k) for k, (name, make) in zip(keys, makers.items(), strict=False)}
+        made: Any = {name: f(k) for k, (name, f) in zip(keys, makers.items(), strict=False)}
         state = self.init(*size, **made)
         state, _ = scan(self, state, self.token(**draw(self.slots, second, 8, size)))
         return state, self.token(**draw(self.slots, third, length, size, extreme))

@@ -65,7 +65,9 @@ class ChunkState(NamedTuple):
 
     past: Matrix | History
     recent: History
-    start: Array  # [] int32, writes of the chunk before its last document start; -1 is no start
+    #: [] int32, writes of the chunk before its last document start, -1 before the first; None where
+    #: no document can start
+    start: Array | None = None
 
 
 Fast = Matrix | History | ChunkState
@@ -123,10 +125,19 @@ class Hebbian(Rule):
 
     citation = "Ba, Hinton, Mnih, Leibo, Ionescu 2016, arXiv:1610.06258"
     slots = {"boundary": Slot("K", "drive")}
-    Token = Token
+    token_type = Token
 
     def __post_init__(self):
         object.__setattr__(self, "form", Form(self.form))
+
+    def problems(self) -> list[str]:
+        """See `Rule.problems`."""
+        checks = [
+            (0 <= self.decay <= 1, f"decay is {self.decay}; it must be from 0 to 1"),
+            (self.lr >= 0, f"lr is {self.lr}; it must not be negative"),
+            (self.steps >= 1, f"steps is {self.steps}; it must be at least 1"),
+        ]
+        return [text for good, text in checks if not good]
 
     def _check(self) -> None:
         """Refuse values that mean nothing; not when made, so that a config can name all at once."""
@@ -202,12 +213,18 @@ class Hebbian(Rule):
             return state._replace(S=jnp.zeros_like(state.S))
         return state._replace(keys=jnp.zeros_like(state.keys), count=jnp.zeros_like(state.count))
 
-    def begin(self, state: Matrix | History, length: int) -> ChunkState:
-        """The same fast weights at the start of a chunk of `length` tokens; `flush` ends it."""
+    def begin(self, state: Matrix | History, length: int, *, documents: bool = False) -> ChunkState:
+        """The same fast weights at the start of a chunk of `length` tokens; `flush` ends it.
+
+        Args:
+            state: the fast weights.
+            length: tokens of the chunk.
+            documents: whether documents may start inside of the chunk.
+        """
         like = jax.tree.leaves(state)[0]
         keys = jnp.zeros((length, like.shape[-1]), like.dtype)
         recent = History(keys, jnp.zeros((), jnp.int32))
-        return ChunkState(state, recent, jnp.full((), -1, jnp.int32))
+        return ChunkState(state, recent, jnp.full((), -1, jnp.int32) if documents else None)
 
     def flush(self, state: ChunkState) -> Matrix | History:
         """Fold a chunk's writes into the state before it: a matrix, or a history longer by them.
@@ -241,12 +258,14 @@ class Hebbian(Rule):
     def _recent_fading(self, state: ChunkState) -> Array:
         """`fading` of a chunk's writes: 0 for the documents before the present one."""
         weights = self.fading(state.recent)
+        if state.start is None:
+            return weights
         return jnp.where(jnp.arange(len(weights)) >= state.start, weights, 0)
 
     def kept(self, state: ChunkState) -> Array:
         """The factor of the past after the chunk's writes so far, λ^writes or 0: `[]`."""
         left = self.decay ** state.recent.count.astype(state.recent.keys.dtype)
-        return jnp.where(state.start < 0, left, 0)
+        return left if state.start is None else jnp.where(state.start < 0, left, 0)
 
     def recall(self, state: Fast, h: Array) -> Array:
         """A h, `[H] -> [H]`, in the state's own form."""
@@ -275,7 +294,8 @@ class Hebbian(Rule):
 
         The result has the boundary's dtype.
         """
-        boundary, start = (query, None) if not isinstance(query, tuple) else (query[0], query.start)
+        token = query if isinstance(query, Token) else Token(query)
+        boundary = token.boundary
         past = state.past if isinstance(state, ChunkState) else state
         dtype = jax.tree.leaves(past)[0].dtype
         h = settle(
@@ -283,7 +303,7 @@ class Hebbian(Rule):
             boundary.astype(dtype),
             steps=self.steps,
             norm=lambda x: layer_norm(x, past.gain, past.bias),
-            start=start,
+            start=token.start,
         )
         return h.astype(boundary.dtype)
 
@@ -312,7 +332,8 @@ class Hebbian(Rule):
         """
         if isinstance(state, History):
             return scan(self, state, tokens, starts)
-        inside, hs = scan(self, self.begin(state, sequence_length(tokens)), tokens, starts)
+        begun = self.begin(state, sequence_length(tokens), documents=starts is not None)
+        inside, hs = scan(self, begun, tokens, starts)
         return self.flush(inside), hs
 
     def recur(
@@ -352,7 +373,7 @@ class Hebbian(Rule):
         for at in range(first, length, size):
             pair, ys = one_chunk(pair, jax.tree.map(lambda x, at=at: x[at : at + size], xs))
             pieces.append(ys)
-        return *pair, jax.tree.map(lambda *ys: jnp.concatenate(ys), *pieces)
+        return pair[0], pair[1], jax.tree.map(lambda *ys: jnp.concatenate(ys), *pieces)
 
     def example(
         self, key: Array, length: int, extreme: bool = False, size: tuple[int, int] = (5, 5)

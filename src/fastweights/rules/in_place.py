@@ -94,7 +94,7 @@ class InPlace(Rule):
     clip_after_lr: bool = True
     total: Total = dataclasses.field(default=jnp.sum, repr=False)
 
-    Token = Token
+    token_type = Token
     citation = "Feng, Luo, Hua, Zhang, He, Huang, Cai 2026, arXiv:2604.06169"
 
     def __post_init__(self):

@@ -11,6 +11,8 @@ import optax
 from flax import nnx
 from jax import Array
 
+from fastweights.rules import Rule
+
 
 @dataclasses.dataclass(frozen=True)
 class Data:
@@ -87,11 +89,6 @@ def cell_problems(config: Any) -> list[str]:
     return found
 
 
-def rule_problems(rule: Any) -> list[str]:
-    """What cannot work in a Hebbian rule's hyper-parameters."""
-    checks = [
-        (0 <= rule.decay <= 1, f"model.rule.decay is {rule.decay}; it must be from 0 to 1"),
-        (rule.lr >= 0, f"model.rule.lr is {rule.lr}; it must not be negative"),
-        (rule.steps >= 1, f"model.rule.steps is {rule.steps}; it must be at least 1"),
-    ]
-    return [text for good, text in checks if not good]
+def rule_problems(rule: Rule) -> list[str]:
+    """A complaint for every hyper-parameter of a rule that is out of its range."""
+    return [f"model.rule.{text}" for text in rule.problems()]

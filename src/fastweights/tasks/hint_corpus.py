@@ -17,11 +17,12 @@ from jax import Array
 from fastweights.models.decoder import Decoder
 from fastweights.models.decoder_config import DecoderConfig
 from fastweights.models.decoder_config import problems as decoder_problems
+from fastweights.models.decoder_loss import head_losses
 from fastweights.tasks import conventions, programs, star_graph
 from fastweights.tasks.base import Data
 from fastweights.tasks.haystack import Draw
 from fastweights.tasks.hints import SPLITS, Document
-from fastweights.tasks.language import head_losses, mean
+from fastweights.tasks.language import mean
 from fastweights.tasks.packing import pack
 from fastweights.tasks.text_tokens import Bytes
 

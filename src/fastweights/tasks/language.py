@@ -1,7 +1,6 @@
 """Language modelling: the next token of text files, with rows of one length and chunked loss."""
 
 import dataclasses
-import functools
 import math
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -13,11 +12,10 @@ from flax import nnx
 from jax import Array
 
 from fastweights.errors import DataError
-from fastweights.models.decoder import Decoder, unembedding
+from fastweights.models.decoder import Decoder
 from fastweights.models.decoder_config import DecoderConfig
 from fastweights.models.decoder_config import problems as decoder_problems
-from fastweights.nn import mesh
-from fastweights.nn.cross_entropy import token_losses
+from fastweights.models.decoder_loss import head_losses
 from fastweights.tasks.base import Data
 from fastweights.tasks.language_data import Document, split_documents
 from fastweights.tasks.packing import pack, whole_rows
@@ -120,8 +118,7 @@ class Language:
 
     def losses(self, model: Any, batch: dict[str, Array]) -> Array:
         """Loss of every token of a batch in nats, `[B, T]` float32, 0 where there is no target."""
-        features = model.features(batch["inputs"], batch.get("segment_ids"))
-        return head_losses(model, features, batch["target"], self.block)
+        return model.losses(batch["inputs"], batch["target"], batch.get("segment_ids"), self.block)
 
     def measure(self, model: Any, batch: dict[str, Array]) -> dict[str, Array]:
         """See `Task.measure`: means over the tokens of each row that have a target.
@@ -156,17 +153,3 @@ class Language:
 def mean(losses: Array, there: Array) -> Array:
     """Mean over the tokens that are there: `[B, T]` twice -> `[B]`, 0 for none."""
     return jnp.sum(losses * there, 1) / jnp.maximum(jnp.sum(there, 1), 1.0)
-
-
-def head_losses(model: Any, features: Array, target: Array, block: int = 512) -> Array:
-    """Token losses from a decoder's last features `[B, T, D]`, by its head or tied embedding."""
-    losses = functools.partial(token_losses, block=block, vocab_first=model.head is None)
-    kernel, sizes = unembedding(model), mesh.sizes(features)
-    parts = math.prod(sizes.get(name, 1) for name in mesh.BATCH)
-    if parts == 1 or len(target) % parts:
-        return losses(features, kernel, target)
-    # every part of the batch sums its own gradient to the kernel over blocks, so that devices add
-    # theirs up once and not once a block
-    cut = lambda x: mesh.split(x.reshape(parts, -1, *x.shape[1:]), mesh.BATCH, *[None] * x.ndim)
-    found = jax.vmap(losses, (0, None, 0))(cut(features), kernel, cut(target))
-    return found.reshape(target.shape)

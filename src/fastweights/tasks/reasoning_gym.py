@@ -16,7 +16,7 @@ import re
 import sys
 from typing import Any
 
-from fastweights.errors import ConfigError
+from fastweights.errors import ConfigError, install_extra
 from fastweights.tasks.haystack import Draw
 from fastweights.tasks.hints import SPLITS
 from fastweights.tasks.instructed import Instructed
@@ -129,7 +129,7 @@ def source(task: ReasoningGym) -> Any:
         raise ConfigError(
             "reasoning-gym is not installed",
             cause=str(error),
-            next="pip install 'fastweights[fst]'",
+            next=install_extra("fst"),
         ) from None
     if task.dataset not in DATASETS or task.dataset == "composite":
         near = difflib.get_close_matches(task.dataset, DATASETS)

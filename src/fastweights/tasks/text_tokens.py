@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from fastweights.errors import ConfigError, DataError
+from fastweights.errors import ConfigError, DataError, install_extra
 
 
 class Tokenizer(Protocol):
@@ -76,8 +76,8 @@ class TokenizerFile:
             raise ConfigError(
                 "a tokenizer.json is read by the package `tokenizers`, which is not installed",
                 where=path,
-                next="pip install tokenizers, or 'fastweights[hf]'; bytes, --task.tokenizer bytes, "
-                "need no package",
+                next=f"pip install tokenizers, or {install_extra('hf')}; "
+                "--task.tokenizer bytes needs no package",
             ) from error
         file = Path(path).expanduser()
         file = file / "tokenizer.json" if file.is_dir() else file

@@ -2,6 +2,7 @@
 
 import dataclasses
 import enum
+import inspect
 import math
 import types
 import typing
@@ -232,11 +233,14 @@ def from_json(data: Any, kind: Any = Config, where: str = "config.json") -> Any:
     Raises:
         ConfigError: a key, class or value that this version does not know.
     """
-    options: Any = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    is_union = isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union
+    options: Any = typing.get_args(kind) if is_union else (kind,)
     if data is None and type(None) in options:
         return None
     for option in options:
         make: Any = option
+        if inspect.isabstract(option) and isinstance(data, dict):
+            option = make = _subclass(option, data.get("type"))
         if dataclasses.is_dataclass(option) and isinstance(data, dict):
             if data.get("type") != make.__name__:
                 continue
@@ -280,6 +284,14 @@ def from_json(data: Any, kind: Any = Config, where: str = "config.json") -> Any:
         where=where,
         cause="the file was edited, or the run was made by another version of fastweights",
     )
+
+
+def _subclass(base: type, name: Any) -> Any:
+    """The loaded subclass of that name, such as a rule of the library or of a config file."""
+    found = [base]
+    for kind in found:  # grows while it is read
+        found += kind.__subclasses__()
+    return next((kind for kind in reversed(found) if kind.__name__ == name), None)
 
 
 def _has_no_default(field: Any) -> bool:

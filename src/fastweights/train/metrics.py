@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from fastweights.errors import ConfigError
+from fastweights.errors import ConfigError, install_extra
 from fastweights.train import processes
 
 
@@ -81,7 +81,7 @@ def _tensorboard(run_dir: Path, step: int) -> Any:
         raise ConfigError(
             "TensorBoard files need tensorboardX, which is not installed",
             where="train.tensorboard",
-            next="pip install 'fastweights[track]', or leave train.tensorboard off: "
+            next=f"{install_extra('track')}; or leave train.tensorboard off: "
             "metrics.jsonl is written either way",
         ) from error
     return SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1 if step else None)
