@@ -56,12 +56,12 @@ class GrowsDtype(Counter):
 
 class NamesAnotherSlot(Counter):
     slots = {"x": Slot("K"), "rate": Slot("", "gate")}
-    Token = Value
+    token_type = Value
 
 
 class ReadsASlotOfAnotherShape(Counter):
     slots = {"x": Slot(""), "gate": Slot("")}
-    Token = Value
+    token_type = Value
 
 
 class ResetKeepsATrace(Counter):

@@ -42,8 +42,7 @@ class Case:
 
     def example(self, salt: int = 0, length: int | None = None, extreme: bool = False):
         """State and tokens; another `salt` gives other values of the same shapes."""
-        key = jax.random.fold_in(jax.random.key(self.seed), salt)
-        return self.programs.example(key, length or self.length, extreme)
+        return self.programs.example(self.seed, salt, length or self.length, extreme)
 
     def row(self, salt: int = 0, length: int | None = None, extreme: bool = False):
         """State and tokens of a row that a layer starts with `rule.reset(state)`.
@@ -68,6 +67,12 @@ class Case:
         ends = [self.run(SCAN, state, self.example(salt)[1])["state"] for salt in range(4)]
         changed = lambda old, *new: any(np.any(np.asarray(x) != np.asarray(old)) for x in new)
         return jax.tree.map(changed, state, *ends)
+
+    @functools.cached_property
+    def output(self) -> Any:
+        """Shapes of the floating outputs of one step."""
+        state, tokens = self.example()
+        return floating(jax.eval_shape(self.rule.step, state, at(tokens, 0))[1])
 
     def run(self, form: Form, state: Any, tokens: Any, segment_ids: Any = None) -> Outcome:
         """A form's outcome, for random cotangents of the final state and of valid outputs."""
@@ -100,11 +105,10 @@ class Case:
     def cotangents(self, state: Any, tokens: Any, segment_ids: Any = None) -> tuple[Any, Any]:
         """Random cotangents of the final state and, 0 for padding, of the outputs."""
         length = len(jax.tree.leaves(tokens)[0])
-        state, y = jax.eval_shape(self.rule.step, state, at(tokens, 0))
         random = np.random.default_rng([self.seed, length])
         draw = lambda shape: random.normal(size=shape).astype(jnp.result_type(float))
         final = jax.tree.map(lambda x: draw(x.shape), floating(state))
-        by_output = jax.tree.map(lambda y: draw((length, *y.shape)), floating(y))
+        by_output = jax.tree.map(lambda y: draw((length, *y.shape)), self.output)
         return final, by_output if segment_ids is None else at_rows(by_output, segment_ids > 0)
 
 

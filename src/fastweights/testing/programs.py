@@ -97,14 +97,14 @@ class Programs:
         self.counted = compiled(self._count)
         self.traces = 0
         self.not_arrays: dict[str, str] = {}
-        self._made: dict[Hashable, Callable] = {}
+        self._made: dict[Hashable, Any] = {}
 
     def _count(self, state: Any, tokens: Any):
         self.traces += 1  # runs when traced only
         return SCAN.drive(self.rule, state, tokens)
 
-    def _get(self, name: Hashable, make: Callable[[], Callable]) -> Callable:
-        """The program `name`, made at the first call."""
+    def _get(self, name: Hashable, make: Callable[[], Any]) -> Any:
+        """A program or an example, made at the first call."""
         if name not in self._made:
             self._made[name] = make()
         return self._made[name]
@@ -123,8 +123,8 @@ class Programs:
         drive = lambda s, t: form.drive(self.rule, s, t)
         return self._get(("forward", form), lambda: compiled(drive))
 
-    def example(self, key: Array, length: int, extreme: bool = False) -> tuple[Any, Any]:
-        """`rule.example`, its Python numbers as arrays.
+    def example(self, seed: int, salt: int, length: int, extreme: bool) -> tuple[Any, Any]:
+        """`rule.example` for a seed and a salt, its Python numbers as arrays.
 
         Raises:
             AssertionError: a leaf is no array and no number.
@@ -132,20 +132,27 @@ class Programs:
 
         def make(key):
             state, tokens = self.rule.example(key, length, extreme=extreme)
-            for name, leaf in (named(state, "state") | named(tokens, "token")).items():
-                kind = type(leaf).__name__
-                if not isinstance(leaf, Array | np.ndarray | np.generic | bool | int | float):
-                    raise AssertionError(f"{name} has type {kind}, which is no array")
-                if isinstance(leaf, bool | int | float):
-                    self.not_arrays[name] = kind
-                elif jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
-                    self.not_arrays[name] = str(leaf.dtype)
+            self._inspect(named(state, "state") | named(tokens, "token"))
             return state, tokens
 
-        try:
-            return self._get(("example", length, extreme), lambda: compiled(make))(key)
-        except jax.errors.JAXTypeError:  # it asks for values, as NumPy does
-            return jax.tree.map(jnp.asarray, make(key))
+        def draw():
+            key = jax.random.fold_in(jax.random.key(seed), salt)
+            try:
+                return self._get(("example", length, extreme), lambda: compiled(make))(key)
+            except jax.errors.JAXTypeError:  # it asks for values, as NumPy does
+                return jax.tree.map(jnp.asarray, make(key))
+
+        return self._get(("example", seed, salt, length, extreme), draw)
+
+    def _inspect(self, leaves: dict[str, Any]) -> None:
+        for name, leaf in leaves.items():
+            kind = type(leaf).__name__
+            if isinstance(leaf, bool | int | float):
+                self.not_arrays[name] = kind
+            elif not isinstance(leaf, Array | np.ndarray | np.generic):
+                raise AssertionError(f"{name} has type {kind}, which is no array")
+            elif jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
+                self.not_arrays[name] = str(leaf.dtype)
 
 
 def outcome(ys: Any, final: Any, state_gradient: Any, token_gradient: Any) -> Outcome:

@@ -31,8 +31,7 @@ def carry_is_a_fix_point(case: Case) -> None:
 def tokens_are_made_of_slots(case: Case) -> None:
     """`token(**slots)` makes a token that `step` takes, and each slot has the shape of its axis.
 
-    Hint: `slots` and `Token` name the same fields; a field of `Token` that is no slot needs a
-    default.
+    Hint: `slots` and `token_type` name the same fields; a field that is no slot needs a default.
     """
     slots = case.rule.slots
     if not slots:
