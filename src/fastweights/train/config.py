@@ -218,7 +218,17 @@ def check(config: Config) -> None:
 
 
 def to_json(value: Any) -> Any:
-    """A config as JSON data; dataclasses carry their class name under "type"."""
+    """A config as JSON data; dataclasses carry their class name under "type".
+
+    Raises:
+        ConfigError: a value that JSON cannot hold, such as a function.
+    """
+    if callable(value) and not dataclasses.is_dataclass(value):
+        raise ConfigError(
+            f"a config cannot hold the function {getattr(value, '__name__', value)!r}",
+            cause="config.json holds the values of a run, and a function has none",
+            next="define a rule class with plain fields that makes the function, as TTTLinear does",
+        )
     if dataclasses.is_dataclass(value):
         fields = {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
         return {"type": type(value).__name__, **fields}
