@@ -4,19 +4,26 @@ import importlib
 import inspect
 import pkgutil
 
+import optax
 import pytest
 
 import fastweights.rules
 from fastweights.rules import (
     RULES,
+    TTTMLP,
     Delta,
     Form,
     GatedDelta,
     Hebbian,
     InPlace,
     LinearAttention,
+    Online,
     Rule,
+    TTTLinear,
+    memories,
 )
+from fastweights.rules.losses import dot_product
+from fastweights.rules.optimizers import SGD, clip_by_global_norm
 from fastweights.testing import CLAUSES, check_rule
 from fastweights.testing.check import failures
 from rules.broken import BROKEN, Counter
@@ -31,6 +38,19 @@ VARIANTS = [
     LinearAttention(),
     Delta(),
     GatedDelta(),
+    Online(),
+    Online(loss=dot_product, optimizer=SGD(0.5)),
+    Online(optimizer=optax.sgd(0.2, momentum=0.9)),
+    # Adam with a slope at zero, and moments that finite differences can move
+    Online(optimizer=optax.adam(0.1, b2=0.8, eps_root=1e-4)),
+    Online(optimizer=optax.contrib.muon(0.1), batch=3),
+    Online(
+        memory=memories.MLP(width=2),
+        optimizer=optax.chain(clip_by_global_norm(1.0), optax.sgd(0.1, momentum=0.5)),
+        batch=5,
+    ),
+    TTTLinear(lr=0.5, batch=5),
+    TTTMLP(lr=0.5, batch=4, width=2),
 ]
 SMALL = {"lengths": (7,), "chunks": (4,)}
 

@@ -62,9 +62,8 @@ def laid_out(model: Decoder, state: State) -> State:
 
     def placed(layer: Layer, states: Any) -> Any:
         place = lambda axes, x: on_mesh(x, None, *axes)
-        is_axes = lambda x: type(x) is tuple
         new = {
-            name: jax.tree.map(place, axes, getattr(states, name), is_leaf=is_axes)
+            name: jax.tree.map(place, axes, getattr(states, name))
             for name, axes in layer.axes().items()
         }
         return states._replace(**new) if new else states

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array, lax
+from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
 from fastweights.errors import ConfigError
@@ -134,7 +135,7 @@ class Attention(nnx.Module):
 
     def axes(self) -> dict[str, Any]:
         """Rows over the batch axes, heads over `tensor`."""
-        return dict.fromkeys(Cache._fields, (BATCH, "tensor", None, None))
+        return dict.fromkeys(Cache._fields, PartitionSpec(BATCH, "tensor", None, None))
 
     def advance(
         self, x: Array, reading: Reading, state: Stacked | None = None

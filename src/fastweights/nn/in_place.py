@@ -171,8 +171,9 @@ class InPlaceMLP(MLP):
 
     def axes(self) -> dict[str, Any]:
         """Rows over the batch axes, F over `tensor`."""
-        columns = (mesh.BATCH, None, "tensor")
-        return {"weights": columns, "z": columns, "target": (mesh.BATCH, None, None)}
+        columns = PartitionSpec(mesh.BATCH, None, "tensor")
+        rows = PartitionSpec(mesh.BATCH, None, None)
+        return {"weights": columns, "z": columns, "target": rows}
 
     def advance(
         self, x: Array, reading: Reading, state: Stacked | None = None

@@ -82,7 +82,7 @@ class Layer(Protocol):
         ...
 
     def axes(self) -> dict[str, Any]:
-        """By field of the state, the mesh axes that split each array, after the axis of turns."""
+        """By field of the state, the `PartitionSpec` of each array, without its axis of turns."""
         ...
 
     def advance(

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
 from fastweights.nn.layer import Reading, Stacked
@@ -204,8 +205,8 @@ class MemoryLayer(nnx.Module):
             return self._without_slow(self.rule.init(self.key_dim, self.value_dim, **slow))
 
         fast = jax.eval_shape(one)
-        each = lambda x: (BATCH, "tensor", *[None] * x.ndim)
-        return {"fast": jax.tree.map(each, fast), "tail": (BATCH, None, None)}
+        each = lambda x: PartitionSpec(BATCH, "tensor", *[None] * x.ndim)
+        return {"fast": jax.tree.map(each, fast), "tail": PartitionSpec(BATCH, None, None)}
 
     def _without_slow(self, fast: Any) -> Any:
         return fast._replace(slow=None) if self.slow else fast

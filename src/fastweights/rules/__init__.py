@@ -4,6 +4,7 @@
 one form of a rule. Nothing here knows of batches, heads, layers, flax or meshes.
 """
 
+from fastweights.rules import losses, memories, optimizers
 from fastweights.rules.base import Memory, Rule, Slot, scan, sequence_length
 from fastweights.rules.delta import Delta
 from fastweights.rules.drive import document_starts, outputs, run
@@ -12,8 +13,19 @@ from fastweights.rules.hebbian import Form, Hebbian
 from fastweights.rules.in_place import InPlace
 from fastweights.rules.in_place_scan import chunk_scan
 from fastweights.rules.linear_attention import LinearAttention
+from fastweights.rules.online import Online
+from fastweights.rules.ttt import TTTMLP, TTTLinear
 
-RULES: tuple[type[Rule], ...] = (Hebbian, InPlace, LinearAttention, Delta, GatedDelta)
+RULES: tuple[type[Rule], ...] = (
+    Hebbian,
+    InPlace,
+    LinearAttention,
+    Delta,
+    GatedDelta,
+    Online,
+    TTTLinear,
+    TTTMLP,
+)
 
 __all__ = [
     "RULES",
@@ -24,10 +36,16 @@ __all__ = [
     "InPlace",
     "LinearAttention",
     "Memory",
+    "Online",
     "Rule",
     "Slot",
+    "TTTLinear",
+    "TTTMLP",
     "chunk_scan",
     "document_starts",
+    "losses",
+    "memories",
+    "optimizers",
     "outputs",
     "run",
     "scan",

@@ -5,6 +5,8 @@ the state that one call returns is the start of the next. `outputs` is the form 
 whole row from its start, for which a rule may have a faster form of its own.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -59,23 +61,48 @@ def run(
     """
     if chunk is not None and chunk < 1:
         raise ValueError(f"chunk must be at least 1, got {chunk}")
-    length = sequence_length((tokens, segment_ids))
+    sequence_length((tokens, segment_ids))  # refuses lengths that differ
     starts = None
     if segment_ids is not None:
         starts, valid = document_starts(segment_ids)
         tokens = rule.pad(tokens, valid)
     if chunk is None:
         return scan(rule, state, tokens, starts)
-    count = -(-length // chunk)
-    padding = count * chunk - length
+    return by_chunks(rule, state, tokens, starts, chunk, rule.chunk)
+
+
+def by_chunks(
+    rule: Rule,
+    state: State,
+    tokens: Token,
+    starts: Array | None,
+    size: int,
+    form: Callable[[State, Token, Array | None], tuple[State, Array]],
+) -> tuple[State, Array]:
+    """Run `form` on pieces of `size` tokens in turn, the last one padded with identity tokens.
+
+    Args:
+        rule: the update rule, for its identity tokens.
+        state: the fast state to start from.
+        tokens: pytree with leaves `[T, ...]`.
+        starts: `[T]` bool or None, as of `Rule.chunk`.
+        size: tokens of a piece.
+        form: one piece, as `Rule.chunk`.
+
+    Returns:
+        The final state and the outputs `[T, ...]`.
+    """
+    length = sequence_length(tokens)
+    count = -(-length // size)
+    padding = count * size - length
     if padding:
         repeated = lambda x: jnp.concatenate([x, jnp.repeat(x[-1:], padding, 0)])
         tokens = jax.tree.map(repeated, tokens)
-        tokens = rule.mask(tokens, jnp.arange(count * chunk) < length)
+        tokens = rule.mask(tokens, jnp.arange(count * size) < length)
         starts = None if starts is None else jnp.pad(starts, (0, padding))
-    chunks = jax.tree.map(lambda x: x.reshape(count, chunk, *x.shape[1:]), (tokens, starts))
-    state, ys = jax.lax.scan(lambda state, piece: rule.chunk(state, *piece), state, chunks)
-    return state, jax.tree.map(lambda y: y.reshape(count * chunk, *y.shape[2:])[:length], ys)
+    pieces = jax.tree.map(lambda x: x.reshape(count, size, *x.shape[1:]), (tokens, starts))
+    state, ys = jax.lax.scan(lambda state, piece: form(state, *piece), state, pieces)
+    return state, jax.tree.map(lambda y: y.reshape(count * size, *y.shape[2:])[:length], ys)
 
 
 def outputs(

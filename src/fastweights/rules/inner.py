@@ -1,0 +1,54 @@
+"""One step of inner learning: the gradient of a local loss, and an optimiser's step along it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from fastweights.rules.losses import Loss
+from fastweights.rules.mini_batch import select
+from fastweights.rules.optimizers import Optimizer
+
+
+def inner_gradient(
+    answer: Callable[[Any, Array], Array],
+    loss: Loss,
+    weights: Any,
+    tokens: Any,
+    stored: Array | None = None,
+) -> Any:
+    """∇ of Σ_t β_t loss(answer(weights, k_t), v_t) to the weights, in their structure.
+
+    Args:
+        answer: the memory, `(weights, [K]) -> [V]`.
+        loss: the local loss of one token.
+        weights: pytree.
+        tokens: keys `k [n, K]`, targets `v [n, V]` and strengths `beta [n]`, of which None is 1; in
+            the dtype of the weights for the computation.
+        stored: `[n]` bool, tokens that count; None is all.
+    """
+    dtype = jax.tree.leaves(weights)[0].dtype
+    k, v, beta = tokens.k.astype(dtype), tokens.v.astype(dtype), tokens.beta
+
+    def total(weights: Any) -> Array:
+        losses = jax.vmap(lambda k, v: loss(answer(weights, k), v))(k, v)
+        if beta is not None:
+            losses = beta.astype(dtype) * losses
+        return jnp.sum(losses if stored is None else jnp.where(stored, losses, 0))
+
+    return jax.grad(total)(weights)
+
+
+def descend(
+    optimizer: Optimizer, weights: Any, state: Any, gradient: Any, taken: Array | None
+) -> tuple[Any, Any]:
+    """Weights and optimiser state after one step, or as they are where `taken []` is False."""
+    if taken is not None:
+        # the derivative of a step that is not taken is multiplied by 0, so it must be finite:
+        # at 1 it is, for optimisers that have none at 0
+        gradient = jax.tree.map(lambda g: jnp.where(taken, g, jnp.ones_like(g)), gradient)
+    step, after = optimizer.update(gradient, state, weights)
+    moved = jax.tree.map(lambda w, u: w + u.astype(w.dtype), weights, step)
+    return select(taken, moved, weights), select(taken, after, state)

@@ -1,0 +1,140 @@
+"""Mini-batches of inner learning: which weights each token of a block is learnt and read with.
+
+A mini-batch is `batch` tokens of one document, counted from the document's start; a token that is
+not stored takes no place in it. Gradients are taken at the weights of the mini-batch's start.
+
+A block of at most `batch` tokens meets at most three sets of such weights, so its gradients are
+three products and no loop:
+
+    0   the state's weights: the rest of the mini-batch that the state has begun
+    1   the weights after that mini-batch
+    2   the weights that documents start from, for all documents that begin inside the block
+
+No mini-batch of the last two can become complete inside the block.
+"""
+
+import abc
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from fastweights.rules.base import Rule, State, Token, scan, sequence_length
+from fastweights.rules.drive import by_chunks, run
+
+
+class Places(NamedTuple):
+    """Where each token of a block stands."""
+
+    group: Array  # [n] int32, which weights: 0, 1, 2 as above
+    place: Array  # [n] int32, stored tokens of its mini-batch so far, the token itself included
+    stored: Array  # [n] bool
+    document: Array  # [n] int32, 0 for the one that goes on from the state
+    full: Array  # [] bool, the state's mini-batch becomes complete
+
+
+def select(flag: Array | None, new: Any, old: Any) -> Any:
+    """`new` where `flag []` is True, `old` elsewhere; None is True."""
+    if flag is None:
+        return new
+    # a leaf that does not change must stay the same array, or a scan saves it for every token
+    return jax.tree.map(lambda n, o: o if n is o else jnp.where(flag, n, o), new, old)
+
+
+def stored_tokens(tokens: Token) -> Array:
+    """`[n]` bool, which of several tokens are stored."""
+    if tokens.store is None:
+        return jnp.ones(sequence_length(tokens), bool)
+    return tokens.store
+
+
+def places(count: Array, stored: Array, starts: Array | None, batch: int) -> Places:
+    """Place the tokens of a block.
+
+    Args:
+        count: `[]` int32, stored tokens of the state's mini-batch.
+        stored: `[n]` bool, n <= batch.
+        starts: `[n]` bool, document starts; the first one is taken as False, since the state has
+            begun that document.
+        batch: tokens of a mini-batch.
+    """
+    total = jnp.cumsum(stored, dtype=jnp.int32)
+    placed = count + total
+    group = (placed > batch).astype(jnp.int32)
+    place = placed - batch * group
+    document = jnp.zeros_like(total)
+    if starts is not None:
+        starts = starts.at[0].set(False)
+        document = jnp.cumsum(starts, dtype=jnp.int32)
+        before = jax.lax.cummax(jnp.where(starts, total - stored, 0))
+        group = jnp.where(document > 0, 2, group)
+        place = jnp.where(document > 0, total - before, place)
+    own = jnp.sum(stored & (document == 0), dtype=jnp.int32)
+    return Places(group, place, stored, document, count + own >= batch)
+
+
+class MiniBatchRule(Rule):
+    """A rule that learns in mini-batches of `batch` tokens, and its forms for many tokens."""
+
+    batch: int
+
+    def problems(self) -> list[str]:
+        """See `Rule.problems`."""
+        good = self.batch >= 1
+        return [] if good else [f"batch is {self.batch}; it must be at least 1"]
+
+    @abc.abstractmethod
+    def block(
+        self, state: State, tokens: Token, starts: Array | None, *, aligned: bool = False
+    ) -> tuple[State, Array]:
+        """At most `batch` tokens together; `aligned`: the state has no tokens that wait."""
+
+    def mask(self, tokens: Token, valid: Array) -> Token:
+        """Tokens that store nothing where `valid` is False."""
+        return tokens._replace(store=valid if tokens.store is None else tokens.store & valid)
+
+    def chunk(
+        self, state: State, tokens: Token, starts: Array | None = None
+    ) -> tuple[State, Array]:
+        """A chunk that the backward pass computes a second time; equal to `scan`.
+
+        A scan saves for its backward pass what every step computes. Here it saves the tokens and,
+        of the states, only the first.
+        """
+        return self._chunk(state, tokens, starts)
+
+    def _chunk(
+        self, state: State, tokens: Token, starts: Array | None, aligned: bool = False
+    ) -> tuple[State, Array]:
+        def form(state: State, tokens: Token, starts: Array | None) -> tuple[State, Array]:
+            if self.batch == 1:
+                return scan(self, state, tokens, starts)
+            one = functools.partial(self.block, aligned=aligned)
+            if sequence_length(tokens) <= self.batch:
+                return one(state, tokens, starts)
+            return by_chunks(self, state, tokens, starts, self.batch, one)
+
+        return jax.checkpoint(form)(state, tokens, starts)
+
+    def sequence(self, state: State, tokens: Token, segment_ids: Array | None) -> Array | None:
+        """A scan over pieces of √n mini-batches, of the n of a row, each in the form of `chunk`.
+
+        It holds √n states between the pieces, and inside of one what √n inner steps compute.
+        """
+        count = -(-sequence_length(tokens) // self.batch)
+        size = self.batch * max(1, math.isqrt(count))
+        if segment_ids is not None or tokens.store is not None:
+            return run(self, state, tokens, chunk=size, segment_ids=segment_ids)[1]
+        form = functools.partial(self._chunk, aligned=True)
+        return by_chunks(self, state, tokens, None, size, form)[1]
+
+    def example(
+        self, key: Array, length: int, extreme: bool = False, size: tuple[int, int] = (4, 3)
+    ) -> tuple[State, Token]:
+        """A random state and `length` tokens, most of them stored; see `Rule.example`."""
+        state, tokens = super().example(key, length, extreme, size)
+        store = jax.random.bernoulli(jax.random.fold_in(key, 3), 0.7, (length,))
+        return state, tokens._replace(store=store)

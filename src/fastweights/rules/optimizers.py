@@ -1,0 +1,75 @@
+"""Inner optimisers: the interface of optax, of which this package needs no more than two members.
+
+Every `optax.GradientTransformation` fits `Optimizer`. The two here are written so that outer
+gradients can pass through them at an inner gradient of zero.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+
+class Optimizer(Protocol):
+    """`init(weights) -> state`, `update(gradient, state, weights) -> (step, state)`."""
+
+    @property
+    def init(self) -> Callable[[Any], Any]: ...
+
+    @property
+    def update(self) -> Callable[..., tuple[Any, Any]]: ...
+
+
+class Transformation(NamedTuple):
+    """An optimiser made of two functions; `optax.chain` takes it."""
+
+    init: Callable[[Any], Any]
+    update: Callable[..., tuple[Any, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class SGD:
+    """Gradient descent without state.
+
+    Attributes:
+        lr: the step is −lr times the gradient.
+    """
+
+    lr: float = 1.0
+
+    def init(self, weights: Any) -> tuple[()]:
+        """The empty state."""
+        del weights
+        return ()
+
+    def update(self, gradient: Any, state: Any, weights: Any = None) -> tuple[Any, Any]:
+        """−lr times the gradient, and the state."""
+        del weights
+        return jax.tree.map(lambda g: -self.lr * g, gradient), state
+
+
+def global_norm(tree: Any) -> Array:
+    """sqrt(Σ x²) over all leaves, with gradient 0 at 0: `[]`."""
+    square = sum(jnp.sum(x * x) for x in jax.tree.leaves(tree))
+    positive = square > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1)), 0)
+
+
+def clip_by_global_norm(max_norm: float) -> Transformation:
+    """Scales a gradient down to norm `max_norm` if it is longer, for `optax.chain`.
+
+    It is `optax.clip_by_global_norm`, which has no derivative at a gradient of zero: there an outer
+    gradient becomes NaN, as at the start of a model that writes zeros before it is trained.
+    """
+
+    def update(gradient: Any, state: Any, weights: Any = None) -> tuple[Any, Any]:
+        del weights
+        norm = global_norm(gradient)
+        long = norm > max_norm
+        factor = jnp.where(long, max_norm / jnp.where(long, norm, 1), 1)
+        return jax.tree.map(lambda g: g * factor.astype(g.dtype), gradient), state
+
+    return Transformation(lambda weights: (), update)
