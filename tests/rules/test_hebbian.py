@@ -51,7 +51,7 @@ def start_of(rule, old, A, length, dtype):
 
 def carry_of(cell, h, fast):
     """A carry with the cell's own gain and bias."""
-    return FastCarry(h, fast._replace(slow={name: x[...] for name, x in cell.slow.items()}))
+    return FastCarry(h, fast._replace(gain=cell.slow.gain[...], bias=cell.slow.bias[...]))
 
 
 @pytest.mark.parametrize("form", [Form.MATRIX, Form.ATTENTION])

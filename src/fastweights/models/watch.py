@@ -47,7 +47,7 @@ def watch(net: RetrievalNet, tokens: Array) -> Activity:
             lambda h: rule.recall(carry.fast, h),
             cell.boundary(carry.h, drive),
             steps=rule.steps - 1,
-            norm=lambda x: layer_norm(x, **carry.fast.slow),
+            norm=lambda x: layer_norm(x, carry.fast.gain, carry.fast.bias),
         )
         carry, settled = cell.step(carry, drive)
         return carry, Activity(query, settled)

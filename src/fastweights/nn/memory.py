@@ -209,7 +209,7 @@ class MemoryLayer(nnx.Module):
         return {"fast": jax.tree.map(each, fast), "tail": PartitionSpec(BATCH, None, None)}
 
     def _without_slow(self, fast: Any) -> Any:
-        return fast._replace(slow=None) if self.slow else fast
+        return fast._replace(**dict.fromkeys(self.slow)) if self.slow else fast
 
     def advance(
         self, x: Array, reading: Reading, state: Stacked | None = None
@@ -222,7 +222,7 @@ class MemoryLayer(nnx.Module):
         slow = {name: x[...] for name, x in self.slow.items()}
 
         def one(fast: Any, slow: Any, slots: Any, valid: Array) -> tuple[Any, Array]:
-            fast = fast._replace(slow=slow) if slow else fast
+            fast = fast._replace(**slow) if slow else fast
             tokens = self.rule.mask(self.rule.token(**slots), valid)
             if len(valid) == 1:  # a token alone needs no loop
                 fast, y = self.rule.step(fast, jax.tree.map(lambda x: x[0], tokens))

@@ -82,7 +82,7 @@ class Rule(abc.ABC):
             V: size of values.
             length: the most tokens that will be written, if it is known; a rule may choose its form
                 by it.
-            parameters: trained arrays of `parameters`, kept in the state as `slow`.
+            parameters: trained arrays of `parameters`, which are fields of the state.
 
         Raises:
             TypeError: an array that the rule has no field for.
@@ -93,22 +93,17 @@ class Rule(abc.ABC):
         return Memory(jnp.zeros((K, V), jnp.float32))
 
     def parameters(self, K: int, V: int) -> dict[str, Callable[[Array], Array]]:
-        """Slow weights that the rule reads, by name: functions of a key to start values.
+        """Slow weights that are fields of the state, by name: functions of a key to start values.
 
-        The outer optimiser trains them and the rule never writes them. A rule with parameters keeps
-        them in its state, as a dict in the field `slow`, so that gradients reach them; a layer
-        hands them to `init` by name. Most rules have none.
+        The outer optimiser trains them; the rule reads them and never writes them. Most rules have
+        none.
         """
         del K, V
         return {}
 
     def reset(self, state: State) -> State:
-        """The state that a new document starts from, the one `init` made.
-
-        By default zeros, and `slow` as it is.
-        """
-        zeros = jax.tree.map(jnp.zeros_like, state)
-        return zeros._replace(slow=state.slow) if hasattr(state, "slow") else zeros
+        """The state that a new document starts from, the one `init` made; zeros by default."""
+        return jax.tree.map(jnp.zeros_like, state)
 
     def token(self, **slots: Any) -> Token:
         """A token, or a sequence of tokens with leading time, from arrays by slot name.

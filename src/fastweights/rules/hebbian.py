@@ -43,8 +43,8 @@ class Matrix(NamedTuple):
     """The fast weights as a matrix."""
 
     S: Array  # [H, H] float32, the paper's A
-    #: `gain` and `bias` `[H]` of the layer norm; None is 1 and 0
-    slow: dict[str, Array] | None = None
+    gain: Array | None = None  # [H], of the layer norm; None is 1
+    bias: Array | None = None  # [H], of the layer norm; None is 0
 
 
 class History(NamedTuple):
@@ -52,7 +52,8 @@ class History(NamedTuple):
 
     keys: Array  # [M, H] float32
     count: Array  # [] int32, writes so far; the next one goes to row count mod M
-    slow: dict[str, Array] | None = None  # as of `Matrix`
+    gain: Array | None = None  # [H], as of `Matrix`
+    bias: Array | None = None
 
 
 class ChunkState(NamedTuple):
@@ -170,7 +171,8 @@ class Hebbian(Rule):
         *,
         length: int | None = None,
         dtype: jax.typing.DTypeLike = jnp.float32,
-        **parameters: Array,
+        gain: Array | None = None,
+        bias: Array | None = None,
     ) -> Matrix | History:
         """Empty fast weights for K = H units and at most `length` writes.
 
@@ -182,24 +184,21 @@ class Hebbian(Rule):
             V: the same number, or None.
             length: the most writes there will be; None is unknown.
             dtype: of the fast weights.
-            parameters: `gain` and `bias` `[H]` of the layer norm, both or none of them.
+            gain: `[H]`, of the layer norm; None is 1.
+            bias: `[H]`, of the layer norm; None is 0.
 
         Raises:
-            TypeError: other parameters.
             ValueError: K and V differ, the attention form was asked for without a length, `steps`
                 is not positive, or `decay` or `lr` is out of its range.
         """
         self._check()
-        if parameters and parameters.keys() != {"gain", "bias"}:
-            raise TypeError(f"the layer norm has gain and bias, got {sorted(parameters)}")
-        slow = parameters or None
         if V not in (None, K):
             raise ValueError(f"the fast matrix of activities is square, got {K} x {V}")
         if self.choose(K, length) is Form.MATRIX:
-            return Matrix(jnp.zeros((K, K), dtype), slow)
+            return Matrix(jnp.zeros((K, K), dtype), gain, bias)
         if length is None:
             raise ValueError("the attention form needs the number of writes: init(K, length=...)")
-        return History(jnp.zeros((length, K), dtype), jnp.zeros((), jnp.int32), slow)
+        return History(jnp.zeros((length, K), dtype), jnp.zeros((), jnp.int32), gain, bias)
 
     def parameters(self, K: int, V: int) -> dict[str, Callable[[Array], Array]]:
         """Gain and bias of the layer norm, shared by all settling steps."""
@@ -298,12 +297,12 @@ class Hebbian(Rule):
         token = query if isinstance(query, Token) else Token(query)
         boundary = token.boundary
         past = state.past if isinstance(state, ChunkState) else state
-        dtype, slow = jax.tree.leaves(past)[0].dtype, past.slow or {}
+        dtype = jax.tree.leaves(past)[0].dtype
         h = settle(
             lambda h: self.recall(state, h.astype(dtype)),
             boundary.astype(dtype),
             steps=self.steps,
-            norm=lambda x: layer_norm(x, slow.get("gain"), slow.get("bias")),
+            norm=lambda x: layer_norm(x, past.gain, past.bias),
             start=token.start,
         )
         return h.astype(boundary.dtype)
