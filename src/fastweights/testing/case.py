@@ -118,10 +118,10 @@ def at_rows(tree: Any, rows: np.ndarray) -> Any:
 
 
 def _random_row(random: np.random.Generator, length: int) -> np.ndarray:
-    """Segment ids `[T]`: pieces of 1 to 4 tokens, documents and padding."""
+    """Segment ids `[T]`: documents of 1 to T / 2 tokens, padding of 1 to 3 before some of them."""
     row, document = [], 0
     while len(row) < length:
-        is_document = random.random() < 0.75
-        document += is_document
-        row += [document * is_document] * random.integers(1, 5)
+        document += 1
+        row += [0] * (random.random() < 0.5) * random.integers(1, 4)
+        row += [document] * random.integers(1, max(2, length // 2 + 1))
     return np.asarray(row[:length])

@@ -77,7 +77,8 @@ def tokens_may_be_bfloat16(case: Case) -> None:
         require_bfloat16(case, form, state, cast(tokens, jnp.bfloat16), "bfloat16 tokens")
     # as a layer makes tokens
     form, (state, tokens) = case.forms[1], starts[case.forms[1]]
-    wide = [n for n, slot in case.rule.slots.items() if slot.range in ("gate", "log_decay")]
+    scalars = [n for n, slot in case.rule.slots.items() if slot.range in ("gate", "log_decay")]
+    wide = [name for name in scalars if hasattr(tokens, name)]
     if wide:
         mixed = cast(tokens, jnp.bfloat16)._replace(**{n: getattr(tokens, n) for n in wide})
         require_bfloat16(case, form, state, mixed, f"bfloat16 tokens with float32 {wide}")
