@@ -22,8 +22,18 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from fastweights.rules.base import Rule, State, Token, scan, sequence_length
+from fastweights.rules.base import Rule, State, scan, sequence_length
 from fastweights.rules.drive import by_chunks, run
+
+
+class Token(NamedTuple):
+    """One time step as the rule sees it."""
+
+    q: Array  # [K], the query
+    k: Array  # [K], the key
+    v: Array  # [V], the target
+    beta: Array | None = None  # [], multiplies the token's inner gradient; None is 1
+    store: Array | None = None  # [] bool, False writes nothing and takes no place in a mini-batch
 
 
 class Places(NamedTuple):

@@ -7,7 +7,7 @@ The state of the memory f is its weights W. A token is a key, a target and a wri
 
 With the linear memory f(k) = Sᵀk and gradient descent of rate 1 the loss ½‖f(k) − v‖² gives
 S + β k (v − Sᵀk)ᵀ, the delta rule, and −⟨f(k), v⟩ gives S + β k vᵀ, linear attention. The closed
-chunk forms of these two are used where the rule is one of them (`closed_chunk`).
+chunk forms of these two are used where the rule is one of them (online_closed.py).
 
 With a `batch` of more than one token the gradients, all at the weights of the mini-batch's start,
 are summed, and the last token of the mini-batch takes the step; the others read the weights of the
@@ -18,30 +18,19 @@ import collections
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from fastweights.rules.base import Slot, restart
-from fastweights.rules.delta import delta_chunk
 from fastweights.rules.inner import descend, inner_gradient
-from fastweights.rules.linear_attention import linear_chunk
-from fastweights.rules.losses import Loss, dot_product, squared
+from fastweights.rules.losses import Loss, squared
 from fastweights.rules.memories import InnerModel, Makers, linear, slow_weights
-from fastweights.rules.mini_batch import MiniBatchRule, places, select, stored_tokens
+from fastweights.rules.mini_batch import MiniBatchRule, Token, places, select, stored_tokens
+from fastweights.rules.online_closed import ClosedChunk, closed_chunk
 from fastweights.rules.optimizers import SGD, Optimizer
-
-
-class Token(NamedTuple):
-    """One time step as the rule sees it."""
-
-    q: Array  # [K], the query
-    k: Array  # [K], the key
-    v: Array  # [V], the target
-    beta: Array | None = None  # [], multiplies the token's inner gradient; None is 1
-    store: Array | None = None  # [] bool, False writes nothing and takes no place in a mini-batch
 
 
 @functools.cache
@@ -185,23 +174,11 @@ class Online(MiniBatchRule):
         dtype = jax.tree.leaves(state.S)[0].dtype
         return self._answer(state, state.S, query.astype(dtype)).astype(query.dtype)
 
-    def closed_chunk(self) -> Callable[..., tuple[Array, Array]] | None:
-        """The closed form of the delta rule or of linear attention, if the rule is one of them.
-
-        It takes S, q, k, v, β and document starts to S and outputs.
-        """
-        if self.memory is not linear or self.batch > 1 or self.first_order:
+    def closed_chunk(self) -> ClosedChunk | None:
+        """The closed form of a chunk, if the rule is the delta rule or linear attention."""
+        if self.batch > 1 or self.first_order:
             return None
-        match self.optimizer:
-            case SGD(lr) if self.loss is squared:
-                return lambda S, q, k, v, beta, starts: delta_chunk(
-                    S, q, k, v, lr * beta, starts=starts
-                )
-            case SGD(lr) if self.loss is dot_product:
-                return lambda S, q, k, v, beta, starts: linear_chunk(
-                    S, q, k, lr * beta[:, None] * v, starts=starts
-                )
-        return None
+        return closed_chunk(self.memory, self.loss, self.optimizer)
 
     def chunk(self, state: Any, tokens: Token, starts: Array | None = None) -> tuple[Any, Array]:
         """A chunk in closed form, or one that the backward pass computes a second time."""

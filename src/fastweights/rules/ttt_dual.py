@@ -17,7 +17,7 @@ from jax import Array
 
 from fastweights.rules.losses import squared
 from fastweights.rules.memories import ResidualNorm, gelu
-from fastweights.rules.online import Token
+from fastweights.rules.mini_batch import Token
 
 #: a layer's names of matrix and bias, inputs `[n, in]` and gradients to its outputs `[n, out]`
 Layer = tuple[tuple[str, str], Array, Array]
