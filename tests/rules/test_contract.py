@@ -26,7 +26,7 @@ from fastweights.rules import (
     TTTLinear,
     memories,
 )
-from fastweights.rules.losses import dot_product
+from fastweights.rules.losses import dot_product, squared
 from fastweights.rules.optimizers import SGD, clip_by_global_norm
 from fastweights.testing import CLAUSES, RuleContractError, check_rule
 from fastweights.testing.check import failures
@@ -41,6 +41,13 @@ VARIANTS = [
     Hebbian(form=Form.ATTENTION, decay=0.0),
     InPlace(lr=0.5, chunk_size=5),
     InPlace(lr=0.5, chunk_size=3, clip=0.4, clip_relative=True),
+    InPlace(
+        chunk_size=5,
+        loss=squared,
+        optimizer=optax.chain(
+            clip_by_global_norm(1.0), optax.add_decayed_weights(0.1), optax.sgd(0.3, momentum=0.5)
+        ),
+    ),
     LinearAttention(),
     Delta(),
     GatedDelta(),

@@ -20,16 +20,18 @@ starts: its first tokens read W0 until a chunk of the row completes.
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
+from fastweights.rules import in_place_general as general
 from fastweights.rules.base import Rule, scan, sequence_length
 from fastweights.rules.drive import run
 from fastweights.rules.in_place_chunk import Plan, deltas
+from fastweights.rules.in_place_general import Learner
 from fastweights.rules.in_place_scan import scan_chunks
 from fastweights.rules.in_place_write import (
     Total,
@@ -39,6 +41,8 @@ from fastweights.rules.in_place_write import (
     inner_loss,
     write_limit,
 )
+from fastweights.rules.losses import Loss, dot_product
+from fastweights.rules.optimizers import SGD, Optimizer
 
 __all__ = [
     "InPlace",
@@ -64,10 +68,13 @@ class State(NamedTuple):
     """Fast weights and the part of a chunk that waits for the rest of it."""
 
     weights: Array  # [d, f] float32, read by every token of the present chunk
-    pending: Array  # [d, f] float32, η Σ v zᵀ of the tokens since the last write
+    #: [d, f] float32, of the tokens since the last write: η Σ v zᵀ, or the sum of the gradients of
+    #: the inner loss if the rule has a loss or an optimiser of its own
+    pending: Array
     count: Array  # [] int32, number of those tokens
     limit: Array | None  # [] float32, largest norm of a chunk's write; None is no limit
     slow: Array  # [d, f] float32, W0, the weights that a document starts from
+    optimizer: Any = ()  # state of the inner optimiser, if the rule has one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,9 +89,18 @@ class InPlace(Rule):
         clip_relative: τ is in units of the norm of the weights a sequence starts from.
         clip_after_lr: τ limits η Σ v zᵀ; otherwise it limits Σ v zᵀ.
         total: sums an array over all columns of W, for a caller that has a part of them.
+        loss: the inner loss, of an output `[d]` and a value `[d]`; None is −⟨W z, v⟩.
+        optimizer: the inner optimiser, as of `Online`; None is gradient descent of rate η, and with
+            another one `lr` has no meaning. It sees what was added to W0 as its weights:
+            `optax.add_decayed_weights` is forgetting. Its `clip_by_global_norm` takes the place of
+            `clip`: before `sgd` for `clip_after_lr=False`, after it for True.
+
+    With neither loss nor optimiser the rule is the released one, which has a reversible scan; see
+    `in_place_general.py` for the others.
 
     Raises:
-        ValueError: `chunk_size` or `clip` is not positive.
+        ValueError: `chunk_size` or `clip` is not positive, or `clip` or `total` is given with a
+            loss or an optimiser.
     """
 
     lr: float = 0.3
@@ -93,6 +109,8 @@ class InPlace(Rule):
     clip_relative: bool = False
     clip_after_lr: bool = True
     total: Total = dataclasses.field(default=jnp.sum, repr=False)
+    loss: Loss | None = dataclasses.field(default=None, repr=False)
+    optimizer: Optimizer | None = dataclasses.field(default=None, repr=False)
 
     token_type = Token
     citation = "Feng, Luo, Hua, Zhang, He, Huang, Cai 2026, arXiv:2604.06169"
@@ -102,11 +120,24 @@ class InPlace(Rule):
             raise ValueError(f"chunk_size must be at least 1, got {self.chunk_size}")
         if self.clip is not None and not self.clip > 0:
             raise ValueError(f"clip must be positive or None, got {self.clip}")
+        if self.learner and (self.clip is not None or self.total is not jnp.sum):
+            raise ValueError("clip and total are of the released rule, without loss and optimizer")
+
+    @property
+    def learner(self) -> Learner | None:
+        """Inner loss and optimiser of the general form; None for the released rule."""
+        if self.loss is None and self.optimizer is None:
+            return None
+        return self.loss or dot_product, self.optimizer or SGD(self.lr)
 
     def init(self, w0: Array, dtype: DTypeLike = jnp.float32) -> State:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Fast weights that start at `w0 [d, f]`."""
         w0 = w0.astype(dtype)
-        return State(w0, jnp.zeros_like(w0), jnp.zeros((), jnp.int32), self.limit(w0), w0)
+        pending, count = jnp.zeros_like(w0), jnp.zeros((), jnp.int32)
+        return State(w0, pending, count, self.limit(w0), w0, self._new_optimizer(w0))
+
+    def _new_optimizer(self, w0: Array) -> Any:
+        return self.learner[1].init(jnp.zeros_like(w0)) if self.learner else ()
 
     def limit(self, w0: Array) -> Array | None:
         """The largest norm of a chunk's write, `[]` float32, or None."""
@@ -120,11 +151,17 @@ class InPlace(Rule):
         )
 
     def reset(self, state: State) -> State:
-        """W0, without pending tokens; the place in the chunk stays."""
-        return state._replace(weights=state.slow, pending=jnp.zeros_like(state.pending))
+        """W0, without pending tokens, a new optimiser state; the place in the chunk stays."""
+        return state._replace(
+            weights=state.slow,
+            pending=jnp.zeros_like(state.pending),
+            optimizer=self._new_optimizer(state.slow),
+        )
 
     def write(self, state: State, token: Token) -> State:
         """Remember one token, unless its `store` is False; the last one of a chunk writes it."""
+        if self.learner:
+            return general.write(self.learner, self.chunk_size, state, token)
         dtype, store = state.pending.dtype, token.store
         z, v = token.z.astype(dtype), token.v.astype(dtype)
         written = self._add(state, self.lr * jnp.outer(v, z), jnp.ones((), jnp.int32))
@@ -164,10 +201,14 @@ class InPlace(Rule):
 
     def pad(self, tokens: Token, valid: Array) -> Token:
         """Padding takes its place in the row's chunks and adds zeros to their writes."""
+        if self.learner:  # the gradient of any loss of W z is 0 at z = 0
+            tokens = tokens._replace(z=jnp.where(valid[..., None], tokens.z, 0))
         return tokens._replace(v=jnp.where(valid[..., None], tokens.v, 0))
 
     def sequence(self, state: State, tokens: Token, segment_ids: Array | None) -> Array | None:
-        """The reversible scan over chunks; None for tokens with a `store`."""
+        """The reversible scan over chunks, or the general form; None for tokens with a `store`."""
+        if self.learner:
+            return general.sequence(self, self.learner, self.chunk_size, state, tokens, segment_ids)
         if tokens.store is not None:
             return None
         plan = Plan(self.chunk_size, self.lr, False, self.total)
@@ -182,6 +223,8 @@ class InPlace(Rule):
         It takes any number of tokens from any place in a chunk. A row from the start of a chunk is
         cheaper with `sequence`, and so is a packed row, which is read token by token here.
         """
+        if self.learner:
+            return general.chunk(self, self.learner, self.chunk_size, state, tokens, starts)
         if starts is not None:
             return scan(self, state, tokens, starts)
         length, dtype = sequence_length(tokens), state.weights.dtype

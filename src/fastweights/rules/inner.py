@@ -41,14 +41,22 @@ def inner_gradient(
     return jax.grad(total)(weights)
 
 
-def descend(
+def inner_step(
     optimizer: Optimizer, weights: Any, state: Any, gradient: Any, taken: Array | None
 ) -> tuple[Any, Any]:
-    """Weights and optimiser state after one step, or as they are where `taken []` is False."""
+    """A step of the optimiser and its state after it, which stays where `taken []` is False."""
     if taken is not None:
         # the derivative of a step that is not taken is multiplied by 0, so it must be finite:
         # at 1 it is, for optimisers that have none at 0
         gradient = jax.tree.map(lambda g: jnp.where(taken, g, jnp.ones_like(g)), gradient)
     step, after = optimizer.update(gradient, state, weights)
+    return step, select(taken, after, state)
+
+
+def descend(
+    optimizer: Optimizer, weights: Any, state: Any, gradient: Any, taken: Array | None
+) -> tuple[Any, Any]:
+    """Weights and optimiser state after one step, or as they are where `taken []` is False."""
+    step, after = inner_step(optimizer, weights, state, gradient, taken)
     moved = jax.tree.map(lambda w, u: w + u.astype(w.dtype), weights, step)
-    return select(taken, moved, weights), select(taken, after, state)
+    return select(taken, moved, weights), after

@@ -16,6 +16,7 @@ No mini-batch of the last two can become complete inside the block.
 import abc
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -86,6 +87,35 @@ def places(count: Array, stored: Array, starts: Array | None, batch: int) -> Pla
     return Places(group, place, stored, document, count + own >= batch)
 
 
+Form = Callable[[State, Any, Array | None], tuple[State, Array]]
+
+
+def in_blocks(
+    rule: Rule, batch: int, form: Form, state: State, tokens: Any, starts: Array | None
+) -> tuple[State, Array]:
+    """Run `form` on blocks of `batch` tokens in turn; the backward pass computes it a second time.
+
+    A scan saves for its backward pass what every step computes. Here it saves the tokens and, of
+    the states, only the first.
+    """
+
+    def whole(state: State, tokens: Any, starts: Array | None) -> tuple[State, Array]:
+        if sequence_length(tokens) <= batch:
+            return form(state, tokens, starts)
+        return by_chunks(rule, state, tokens, starts, batch, form)
+
+    return jax.checkpoint(whole)(state, tokens, starts)
+
+
+def root(length: int, batch: int) -> int:
+    """Tokens of √n mini-batches, of the n of a row, rounded.
+
+    A row in pieces of this size, each of them `in_blocks`, holds √n states between the pieces, and
+    inside of one what √n inner steps compute.
+    """
+    return batch * max(1, math.isqrt(-(-length // batch)))
+
+
 class MiniBatchRule(Rule):
     """A rule that learns in mini-batches of `batch` tokens, and its forms for many tokens."""
 
@@ -109,36 +139,18 @@ class MiniBatchRule(Rule):
     def chunk(
         self, state: State, tokens: Token, starts: Array | None = None
     ) -> tuple[State, Array]:
-        """A chunk that the backward pass computes a second time; equal to `scan`.
-
-        A scan saves for its backward pass what every step computes. Here it saves the tokens and,
-        of the states, only the first.
-        """
-        return self._chunk(state, tokens, starts)
-
-    def _chunk(
-        self, state: State, tokens: Token, starts: Array | None, aligned: bool = False
-    ) -> tuple[State, Array]:
-        def form(state: State, tokens: Token, starts: Array | None) -> tuple[State, Array]:
-            if self.batch == 1:
-                return scan(self, state, tokens, starts)
-            one = functools.partial(self.block, aligned=aligned)
-            if sequence_length(tokens) <= self.batch:
-                return one(state, tokens, starts)
-            return by_chunks(self, state, tokens, starts, self.batch, one)
-
-        return jax.checkpoint(form)(state, tokens, starts)
+        """A chunk that the backward pass computes a second time; equal to `scan`."""
+        form = functools.partial(scan, self) if self.batch == 1 else self.block
+        batch = sequence_length(tokens) if self.batch == 1 else self.batch
+        return in_blocks(self, batch, form, state, tokens, starts)
 
     def sequence(self, state: State, tokens: Token, segment_ids: Array | None) -> Array | None:
-        """A scan over pieces of √n mini-batches, of the n of a row, each in the form of `chunk`.
-
-        It holds √n states between the pieces, and inside of one what √n inner steps compute.
-        """
-        count = -(-sequence_length(tokens) // self.batch)
-        size = self.batch * max(1, math.isqrt(count))
-        if segment_ids is not None or tokens.store is not None:
+        """A scan over pieces of √n mini-batches, of the n of a row, each in the form of `chunk`."""
+        size = root(sequence_length(tokens), self.batch)
+        if self.batch == 1 or segment_ids is not None or tokens.store is not None:
             return run(self, state, tokens, chunk=size, segment_ids=segment_ids)[1]
-        form = functools.partial(self._chunk, aligned=True)
+        aligned = functools.partial(self.block, aligned=True)
+        form = functools.partial(in_blocks, self, self.batch, aligned)
         return by_chunks(self, state, tokens, None, size, form)[1]
 
     def example(
