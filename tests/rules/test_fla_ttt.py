@@ -1,6 +1,6 @@
 """TTT-Linear beside the naive reference of flash-linear-attention, in float32.
 
-Two things differ there. The rate is of the token that reads only, so β is 1 here and the factors p
+Two conventions differ. The rate is of the token that reads only, so β is 1 here and the factors p
 are given as that rate. And the residual is added to z = Sᵀ q + b, not to q: the outputs are
 z + LN(z), where Sun et al. 2024 and the code released with the paper have q + LN(z). So the outputs
 are made of the states: after a mini-batch of its first t tokens a state has the weights that token

@@ -145,7 +145,7 @@ def test_it_is_the_loop_in_float64(documents):
 
 
 def test_weight_decay_is_forgetting():
-    """Chunks that teach nothing bring W back to W0 by a factor each."""
+    """Each chunk without a gradient brings W back to W0 by a factor."""
     rule = InPlace(
         chunk_size=2, optimizer=optax.chain(optax.add_decayed_weights(0.5), optax.sgd(0.5))
     )
@@ -158,7 +158,7 @@ def test_weight_decay_is_forgetting():
 
 @pytest.mark.parametrize("form", [in_pieces(None), own], ids=["scan", "own"])
 def test_second_order_gradients_are_the_slope(form):
-    """A loss that is not linear in W: what a chunk writes depends on what was written before."""
+    """A loss that is not linear in W: a write depends on the writes before."""
     learner = optax.chain(clip_by_global_norm(2.0), optax.sgd(0.1, momentum=0.5))
     rule = InPlace(chunk_size=3, loss=squared, optimizer=learner)
     with jax.enable_x64(True):

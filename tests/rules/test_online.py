@@ -235,7 +235,7 @@ def test_a_skipped_token_leaves_the_optimiser_alone():
 
 
 def test_the_clip_of_this_package_has_a_slope_at_zero():
-    """It is optax's at every other gradient, which at zero has none."""
+    """At every other gradient it is optax's clip, which has NaN there."""
     ours, theirs = clip_by_global_norm(1.0), optax.clip_by_global_norm(1.0)
     tree = {"a": jnp.asarray([3.0, -4.0]), "b": jnp.asarray([[0.5]])}
     for scale in (0.1, 1.0, 7.0):

@@ -55,7 +55,7 @@ def test_squared_error_and_gradient_descent_are_the_delta_rule(optimizer, drive)
 @pytest.mark.parametrize("drive", DRIVES, ids=IDS)
 @pytest.mark.parametrize("optimizer", [optax.sgd(1.0), SGD(1.0)], ids=["optax", "ours"])
 def test_dot_product_and_gradient_descent_are_linear_attention(optimizer, drive):
-    """A token without β, and one whose β has the value folded in."""
+    """A token without β, and one with its β as a factor of v."""
     S, slots = problem()
     beta = slots.pop("beta")
     rule = Online(memory=memories.linear, loss=dot_product, optimizer=optimizer)

@@ -56,8 +56,8 @@ def mlp_read(w, x):
 def loop(start, gain, bias, position, tokens, *, lr, batch, gradient, read):
     """The definition: outputs, and the weights and the sum that waits at the end.
 
-    Gradients are taken at the mini-batch's first weights; each token reads what the tokens up to
-    itself wrote, times the factor of its own place.
+    Gradients are taken at the mini-batch's first weights; each token reads the writes of the tokens
+    up to itself, times the factor of its own place.
     """
     w, ys = start, []
     pending, count = {n: 0 * x for n, x in w.items()}, 0

@@ -15,6 +15,8 @@ the value, and no token sees its own chunk. Three forms of one meaning:
     `chunk_scan`       a matrix product per chunk, flat memory (in_place_scan.py)
     `attention`        no fast matrix: cheaper for the first 2 d f / (d + f) tokens
 
+Another inner loss or optimiser makes it another rule, with forms of its own (in_place_general.py).
+
 In a packed row chunks are counted from the start of the row, and a document begins anew wherever it
 starts: its first tokens read W0 until a chunk of the row completes.
 """

@@ -1,6 +1,7 @@
 """In-Place TTT with any inner loss and optimiser: the general form.
 
-With D what was added to the weights W0 of a document's start, a chunk of C tokens is
+With D the sum of the steps since a document's start, where the weights were W0, a chunk of C
+tokens is
 
     read     y_t = (W0 + D) z_t                              for every token t of the chunk
     write    g = ∇_W Σ_t loss(W z_t, v_t) at W0 + D          once, when the chunk is complete
@@ -10,7 +11,8 @@ The optimiser sees D as its weights, so weight decay is forgetting: it leads bac
 that waits for the rest of its chunk carries the sum of the gradients so far.
 
 The rule of the paper is −⟨W z, v⟩ with gradient descent, which has a reversible scan of its own. In
-the general case what a chunk writes depends on the weights: the backward pass computes it again.
+the general case the write of a chunk depends on the weights, so the backward pass computes the
+weights again.
 """
 
 import functools
@@ -78,7 +80,7 @@ def block(
         chunk_size: C.
         state: the state before the block.
         tokens: leaves `[n, ...]`.
-        starts: `[n]` bool, document starts; None is none.
+        starts: `[n]` bool, document starts, or None.
         aligned: the block begins with a chunk, so it is no more than one.
     """
     loss, optimizer = learner
@@ -86,7 +88,7 @@ def block(
     before = state.count + jnp.cumsum(stored, dtype=jnp.int32) - stored
 
     def part(state: Any, here: Array) -> tuple[Any, Array]:
-        """The tokens `here`, which are of one chunk, added to the state; and what they read."""
+        """The state with the tokens `here`, of one chunk, added; and their outputs."""
         read = lambda state: jax.vmap(lambda z: rule.read(state, z))(tokens.z)
         ys, newest = read(state), here
         if starts is not None:
@@ -115,7 +117,7 @@ def chunk(
     tokens: Any,
     starts: Array | None,
 ) -> tuple[Any, Array]:
-    """Any number of tokens from any place in a chunk; the backward pass computes them again."""
+    """Any number of tokens from any place in a chunk; the backward pass computes each again."""
     form = functools.partial(block, rule, learner, chunk_size)
     return in_blocks(rule, chunk_size, form, state, tokens, starts)
 

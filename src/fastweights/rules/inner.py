@@ -25,8 +25,8 @@ def inner_gradient(
         answer: the memory, `(weights, [K]) -> [V]`.
         loss: the local loss of one token.
         weights: pytree.
-        tokens: keys `k [n, K]`, targets `v [n, V]` and strengths `beta [n]`, of which None is 1; in
-            the dtype of the weights for the computation.
+        tokens: keys `k [n, K]`, targets `v [n, V]` and strengths `beta [n]`, None for 1; they are
+            cast to the dtype of the weights.
         stored: `[n]` bool, tokens that count; None is all.
     """
     dtype = jax.tree.leaves(weights)[0].dtype
@@ -47,7 +47,7 @@ def inner_step(
     """A step of the optimiser and its state after it, which stays where `taken []` is False."""
     if taken is not None:
         # the derivative of a step that is not taken is multiplied by 0, so it must be finite:
-        # at 1 it is, for optimisers that have none at 0
+        # 1 is a gradient at which it is, also for optimisers with NaN at 0
         gradient = jax.tree.map(lambda g: jnp.where(taken, g, jnp.ones_like(g)), gradient)
     step, after = optimizer.update(gradient, state, weights)
     return step, select(taken, after, state)

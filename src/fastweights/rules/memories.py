@@ -2,7 +2,7 @@
 
 The simplest memory is a function of one matrix `S [K, V]`, which starts from zeros: `linear`, or
 any function of yours. An `InnerModel` has weights by name that start from slow weights, because a
-network of several layers learns nothing from zeros.
+network of several layers cannot learn from zeros.
 """
 
 import abc
@@ -164,7 +164,7 @@ class ResidualNorm(InnerModel):
     fixed = ("gain", "bias")
 
     def parameters(self, K: int, V: int) -> Makers:
-        """Those of f, and `gain [V]` and `bias [V]`.
+        """The weights of f, and `gain [V]` and `bias [V]`.
 
         Raises:
             ValueError: K and V differ.

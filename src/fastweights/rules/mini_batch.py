@@ -34,7 +34,7 @@ class Token(NamedTuple):
     k: Array  # [K], the key
     v: Array  # [V], the target
     beta: Array | None = None  # [], multiplies the token's inner gradient; None is 1
-    store: Array | None = None  # [] bool, False writes nothing and takes no place in a mini-batch
+    store: Array | None = None  # [] bool, False leaves the state as it is, mini-batch included
 
 
 class Places(NamedTuple):
@@ -95,8 +95,8 @@ def in_blocks(
 ) -> tuple[State, Array]:
     """Run `form` on blocks of `batch` tokens in turn; the backward pass computes it a second time.
 
-    A scan saves for its backward pass what every step computes. Here it saves the tokens and, of
-    the states, only the first.
+    A scan saves the intermediate values of every step for its backward pass. Here it saves the
+    tokens and, of the states, only the first.
     """
 
     def whole(state: State, tokens: Any, starts: Array | None) -> tuple[State, Array]:
@@ -110,8 +110,8 @@ def in_blocks(
 def root(length: int, batch: int) -> int:
     """Tokens of √n mini-batches, of the n of a row, rounded.
 
-    A row in pieces of this size, each of them `in_blocks`, holds √n states between the pieces, and
-    inside of one what √n inner steps compute.
+    A row in pieces of this size, each one `in_blocks`, holds the √n states between the pieces and
+    the intermediate values of √n inner steps inside of one piece.
     """
     return batch * max(1, math.isqrt(-(-length // batch)))
 
@@ -133,7 +133,7 @@ class MiniBatchRule(Rule):
         """At most `batch` tokens together; `aligned`: the state has no tokens that wait."""
 
     def mask(self, tokens: Token, valid: Array) -> Token:
-        """Tokens that store nothing where `valid` is False."""
+        """Tokens with `store` False where `valid` is False."""
         return tokens._replace(store=valid if tokens.store is None else tokens.store & valid)
 
     def chunk(

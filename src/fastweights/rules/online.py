@@ -7,7 +7,7 @@ The state of the memory f is its weights W. A token is a key, a target and a wri
 
 With the linear memory f(k) = Sᵀk and gradient descent of rate 1 the loss ½‖f(k) − v‖² gives
 S + β k (v − Sᵀk)ᵀ, the delta rule, and −⟨f(k), v⟩ gives S + β k vᵀ, linear attention. The closed
-chunk forms of these two are used where the rule is one of them (online_closed.py).
+chunk forms of these two rules are used in these two cases (online_closed.py).
 
 With a `batch` of more than one token the gradients, all at the weights of the mini-batch's start,
 are summed, and the last token of the mini-batch takes the step; the others read the weights of the
@@ -35,7 +35,7 @@ from fastweights.rules.optimizers import SGD, Optimizer
 
 @functools.cache
 def state_type(slow: tuple[str, ...]) -> Any:
-    """The class of states whose slow weights have these names.
+    """The class of states with slow weights of these names.
 
     Its fields are
 
@@ -52,10 +52,11 @@ def state_type(slow: tuple[str, ...]) -> Any:
 class Online(MiniBatchRule):
     """Inner learning with any memory, local loss and optimiser.
 
-    Outer gradients are those of the program as it is: a step of the optimiser must have a finite
-    derivative wherever the data takes it. `optax.adam` has none at a gradient with a zero in it
-    unless `eps_root` is positive, `optax.clip_by_global_norm` and `optax.contrib.muon` none at a
-    gradient of zeros; the clip of this package has one.
+    An outer gradient is the derivative of the program as it stands, so the optimiser's step must
+    have a finite derivative at every inner gradient that occurs. `optax.adam` needs `eps_root` > 0
+    where an inner gradient has a zero in it. At an inner gradient of zeros only, the derivatives of
+    `optax.clip_by_global_norm` and `optax.contrib.muon` are NaN; that of
+    `optimizers.clip_by_global_norm` is finite.
 
     Attributes:
         memory: an `InnerModel`, or a function of `S [K, V]` and a query `[K]` to `[V]`.
@@ -102,7 +103,7 @@ class Online(MiniBatchRule):
         return f"Online({inner})"
 
     def parameters(self, K: int, V: int) -> Makers:
-        """The slow weights of an `InnerModel`, by field of the state; a function of S has none."""
+        """The slow weights of an `InnerModel`, by field of the state; empty for a function of S."""
         return self.memory.slow(K, V) if isinstance(self.memory, InnerModel) else {}
 
     def init(self, K: int, V: int, *, length: int | None = None, **parameters: Array) -> Any:
@@ -193,7 +194,7 @@ class Online(MiniBatchRule):
         return state._replace(S=S), ys.astype(tokens.q.dtype)
 
     def sequence(self, state: Any, tokens: Token, segment_ids: Array | None) -> Array | None:
-        """A scan that holds √n states, of n mini-batches; None where there is a closed form."""
+        """A scan that holds √n states, of n mini-batches; None if the rule has a closed form."""
         return super().sequence(state, tokens, segment_ids) if self.closed_chunk() is None else None
 
     def block(

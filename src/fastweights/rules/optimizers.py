@@ -1,7 +1,7 @@
 """Inner optimisers: the interface of optax, of which this package needs no more than two members.
 
 Every `optax.GradientTransformation` fits `Optimizer`. The two here are written so that outer
-gradients can pass through them at an inner gradient of zero.
+gradients are finite at an inner gradient of zero.
 """
 
 import dataclasses
@@ -61,8 +61,9 @@ def global_norm(tree: Any) -> Array:
 def clip_by_global_norm(max_norm: float) -> Transformation:
     """Scales a gradient down to norm `max_norm` if it is longer, for `optax.chain`.
 
-    It is `optax.clip_by_global_norm`, which has no derivative at a gradient of zero: there an outer
-    gradient becomes NaN, as at the start of a model that writes zeros before it is trained.
+    It equals `optax.clip_by_global_norm`, but its derivative at a gradient of zeros is the
+    identity, where optax's is NaN. A model that writes zeros before it is trained starts at that
+    gradient.
     """
 
     def update(gradient: Any, state: Any, weights: Any = None) -> tuple[Any, Any]:

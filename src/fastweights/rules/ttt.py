@@ -1,7 +1,7 @@
 """TTT-Linear and TTT-MLP (Sun et al. 2024, arXiv 2407.04620): the memories of `ttt_base.py`.
 
-A residual layer whose layer norm only the outer optimiser trains learns, token by token, to map
-keys to values.
+A residual layer learns, mini-batch by mini-batch, to map keys to values; its layer norm is trained
+by the outer optimiser alone.
 """
 
 import dataclasses

@@ -3,7 +3,7 @@
 The memory is f(x) = x + LN(g(x)), g an affine map or an MLP of two layers, with gain and bias of
 the norm trained by the outer optimiser alone. The inner loss is ½‖f(k) − v‖²: LN(g(k)) learns to
 be v − k. Tokens are learnt in mini-batches of b, with all gradients at the weights W of the
-mini-batch's start, and token t of a mini-batch reads what the tokens up to itself wrote:
+mini-batch's start, and token t of a mini-batch reads the writes of the tokens up to itself:
 
     write    G_t = Σ_{s ≤ t} β_s ∇_W ½‖f(k_s; W) − v_s‖²
     read     y_t = f(q_t; W − η p_t G_t)                    W of the next mini-batch: W − η p_b G_b
@@ -35,7 +35,7 @@ def empty(state: Any) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class TTT(MiniBatchRule):
-    """What TTT-Linear and TTT-MLP share.
+    """The rule of TTT-Linear and TTT-MLP, for the memory of a subclass.
 
     Attributes:
         lr: η. The released code divides its base rate by the size of a head.
@@ -62,7 +62,7 @@ class TTT(MiniBatchRule):
         """The function f."""
 
     def parameters(self, K: int, V: int) -> Makers:
-        """Those of the memory, and `position [b]`, the factors p; negative ones count as 0."""
+        """Weights of the memory, and `position [b]`, the factors p; negative ones count as 0."""
         position = lambda key: 1 / jnp.arange(1.0, self.batch + 1)
         return self.memory.slow(K, V) | {"position": position}
 
@@ -138,15 +138,18 @@ class TTT(MiniBatchRule):
         rate = self._rate(state, at.place)
         causal = jnp.tril(jnp.ones((len(rate), len(rate)), bool))
 
-        def learn(state: Any, group: int, pairs: Array, last: Array | None = None):
-            """Outputs of a group's tokens, and the state with them added to its mini-batch."""
+        def learn(
+            state: Any, group: int, pairs: Array, last: Array | None = None
+        ) -> tuple[Any, Array]:
+            """The state with a group's tokens added to its mini-batch, and their outputs."""
             weights = self.memory.constants(state) | self._fast(state)
             chosen = at.stored & (at.group == group)
             layers, ys = dual(
                 self.memory, weights, state.pending, tokens, chosen, pairs=pairs, rate=rate
             )
             chosen = chosen if last is None else chosen & last
-            return self._add(state, written(layers, chosen), jnp.sum(chosen, dtype=jnp.int32)), ys
+            added = self._add(state, written(layers, chosen), jnp.sum(chosen, dtype=jnp.int32))
+            return added, ys
 
         after, ys = learn(state, 0, causal)
         after = self._complete(after, at.full)

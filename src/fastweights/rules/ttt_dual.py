@@ -2,7 +2,7 @@
 
 The gradient to a layer's matrix is a sum of outer products, Σ_s x_s g_sᵀ, of the layer's inputs x
 and the gradients g to its outputs. So the matrix that token t reads, W − η p_t Σ_{s≤t} x_s g_sᵀ,
-need not be made: with u_t what the layer is given on the way from the query,
+need not be made: with u_t the layer's input on the way from the query,
 
     W_tᵀ u_t = Wᵀ u_t − η p_t Σ_{s≤t} g_s ⟨x_s, u_t⟩
 
@@ -77,7 +77,7 @@ def dual(
         pending: the sum of earlier gradients of the mini-batch, by name.
         tokens: `[n, ...]`.
         chosen: `[n]` bool, the tokens that are learnt.
-        pairs: `[n, n]` bool, True at t, s if token t reads what token s writes.
+        pairs: `[n, n]` bool, True at t, s if token t reads the write of token s.
         rate: `[n]`, η p of the token that reads.
 
     Returns:
