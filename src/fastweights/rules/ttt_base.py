@@ -12,6 +12,7 @@ The factors p are trained too. They start as p_t = 1/t: the step is the mean ove
 As in the released code, p_t is of the token that reads, not of the one that was written.
 """
 
+import abc
 import dataclasses
 from typing import Any, ClassVar
 
@@ -56,9 +57,9 @@ class TTT(MiniBatchRule):
         return bad_rate + super().problems()
 
     @property
+    @abc.abstractmethod
     def memory(self) -> ResidualNorm:
         """The function f."""
-        raise NotImplementedError
 
     def parameters(self, K: int, V: int) -> Makers:
         """Those of the memory, and `position [b]`, the factors p; negative ones count as 0."""
