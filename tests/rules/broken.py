@@ -263,6 +263,15 @@ class InfiniteGradient(Counter):
         return state, tokens._replace(x=tokens.x * (0.0 if extreme else 1.0))
 
 
+class DividesByADecay(Counter):
+    """Its chunk is right, with numbers that no long chunk can hold."""
+
+    def chunk(self, state, tokens, starts=None):
+        final, ys = scan(self, state, tokens, starts)
+        decay = jnp.asarray(8.0, ys.dtype) ** -len(tokens.x)
+        return final, ys * decay / decay
+
+
 class WeakDtype(Counter):
     """Its first state has a weakly typed leaf, so the second call traces anew."""
 
@@ -308,6 +317,7 @@ BROKEN = [
     (AddsInTheTokensDtype, "tokens_may_be_bfloat16", set()),
     (Overflows, "extremes_stay_finite", set()),
     (InfiniteGradient, "extremes_stay_finite", set()),
+    (DividesByADecay, "extremes_stay_finite", set()),
     # a weak float32 plus a bfloat16 is a bfloat16
     (WeakDtype, "a_second_call_compiles_nothing", {"tokens_may_be_bfloat16"}),
 ]

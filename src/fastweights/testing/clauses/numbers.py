@@ -74,21 +74,19 @@ def tokens_may_be_bfloat16(case: Case) -> None:
     if case.has_own_form():
         starts[OWN] = case.row()
     for form, (state, tokens) in starts.items():
-        require_bfloat16(case, form, state, cast(tokens, jnp.bfloat16), "bfloat16 tokens")
-    # as a layer makes tokens
-    form, (state, tokens) = case.forms[1], starts[case.forms[1]]
-    scalars = [n for n, slot in case.rule.slots.items() if slot.range in ("gate", "log_decay")]
-    wide = [name for name in scalars if hasattr(tokens, name)]
-    if wide:
-        mixed = cast(tokens, jnp.bfloat16)._replace(**{n: getattr(tokens, n) for n in wide})
-        require_bfloat16(case, form, state, mixed, f"bfloat16 tokens with float32 {wide}")
+        small = cast(tokens, jnp.bfloat16)
+        if form.chunk:  # as a layer makes tokens
+            ranges = {name: slot.range for name, slot in case.rule.slots.items()}
+            wide = [n for n in ranges if ranges[n] in ("gate", "log_decay") and hasattr(tokens, n)]
+            small = small._replace(**{name: getattr(tokens, name) for name in wide})
+        require_bfloat16(case, form, state, small)
 
 
-def require_bfloat16(case: Case, form: Form, state: Any, tokens: Any, which: str) -> None:
+def require_bfloat16(case: Case, form: Form, state: Any, tokens: Any) -> None:
     """Dtypes and values of a form that takes bfloat16 tokens."""
-    where = f"{form}, {which}"
+    where = f"{form}, bfloat16 tokens"
     after, _ = jax.eval_shape(case.rule.step, state, at(tokens, 0))
-    require_same_kind(after, state, "state", f"one step, {which}")
+    require_same_kind(after, state, "state", "one step, bfloat16 tokens")
     actual = case.run(form, state, tokens)
     dtypes = {
         name: leaf.dtype for name, leaf in named(floating(actual["output"]), "output").items()
@@ -108,7 +106,7 @@ def extremes_stay_finite(case: Case) -> None:
     """
     length = max(64, case.length)
     example = case.example(length=length, extreme=True)
-    starts = {SCAN: example, Form(16): example}
+    starts = {SCAN: example, Form(length): example}
     if case.has_own_form():
         starts[OWN] = case.row(length=length, extreme=True)
     for form, (state, tokens) in starts.items():
