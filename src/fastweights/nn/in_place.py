@@ -283,7 +283,8 @@ class InPlaceMLP(MLP):
         rule = self.rule(jnp.sum if parts == 1 else sum_over_tensor)
 
         def row(w: Array, z: Array, v: Array, ids: Array | None) -> Array:
-            return outputs(rule, rule.init(w), rule.token(z=z, v=v), segment_ids=ids)
+            start = rule.init(w, jnp.promote_types(w.dtype, jnp.float32))
+            return outputs(rule, start, rule.token(z=z, v=v), segment_ids=ids)
 
         rows = jax.vmap(row, (None, 0, 0, 0))
         if parts == 1:
