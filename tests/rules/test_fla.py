@@ -21,7 +21,7 @@ def naive(op):
     try:
         files = importlib.metadata.files("fla-core")
     except importlib.metadata.PackageNotFoundError:
-        pytest.skip("fla-core is not installed: pip install 'fastweights[parity]'")
+        pytest.skip("fla-core is not installed: in the checkout, pip install -e '.[parity]'")
     (file,) = (f for f in files or () if str(f) == f"fla/ops/{op}/naive.py")
     spec = importlib.util.spec_from_file_location(f"fla_naive_{op}", file.locate())
     assert spec and spec.loader

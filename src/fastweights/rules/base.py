@@ -264,9 +264,15 @@ def scan(
 
 def restart(rule: Rule, state: State, start: Array) -> State:
     """`rule.reset(state)` where `start []` is True, `state` elsewhere."""
-    # a leaf that `reset` keeps must stay the same array, or a scan saves it for every token
-    pick = lambda new, old: old if new is old else jnp.where(start, new, old)
-    return jax.tree.map(pick, rule.reset(state), state)
+    return select(start, rule.reset(state), state)
+
+
+def select(flag: Array | None, new: Any, old: Any) -> Any:
+    """`new` where `flag []` is True, `old` elsewhere; None is True."""
+    if flag is None:
+        return new
+    # a leaf that does not change must stay the same array, or a scan saves it for every token
+    return jax.tree.map(lambda n, o: o if n is o else jnp.where(flag, n, o), new, old)
 
 
 def sequence_length(tokens: Any) -> int:

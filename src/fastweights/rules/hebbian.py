@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from fastweights.rules.base import Rule, Slot, scan, sequence_length
+from fastweights.rules.base import Rule, Slot, scan, select, sequence_length
 from fastweights.rules.settle import layer_norm, settle
 
 #: steps of a chunk of a recurrent net that has the matrix before it
@@ -311,12 +311,7 @@ class Hebbian(Rule):
         """Read with what was stored before, then write the settled activity."""
         h = self.read(state, token)
         written = self.write(state, h)
-        store = token.store
-        if store is not None:
-            # what no write touches must stay the same array, or a scan saves it for every token
-            pick = lambda new, old: old if new is old else jnp.where(store, new, old)
-            written = jax.tree.map(pick, written, state)
-        return written, h
+        return select(token.store, written, state), h
 
     def mask(self, tokens: Token, valid: Array) -> Token:
         """Tokens that store nothing where `valid` is False."""

@@ -30,7 +30,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from fastweights.rules import in_place_general as general
-from fastweights.rules.base import Rule, scan, sequence_length
+from fastweights.rules.base import Rule, scan, select, sequence_length
 from fastweights.rules.drive import run
 from fastweights.rules.in_place_chunk import Plan, deltas
 from fastweights.rules.in_place_general import Learner
@@ -164,13 +164,10 @@ class InPlace(Rule):
         """Remember one token, unless its `store` is False; the last one of a chunk writes it."""
         if self.learner:
             return general.write(self.learner, self.chunk_size, state, token)
-        dtype, store = state.pending.dtype, token.store
+        dtype = state.pending.dtype
         z, v = token.z.astype(dtype), token.v.astype(dtype)
         written = self._add(state, self.lr * jnp.outer(v, z), jnp.ones((), jnp.int32))
-        if store is None:
-            return written
-        pick = lambda new, old: old if new is old else jnp.where(store, new, old)
-        return jax.tree.map(pick, written, state)
+        return select(token.store, written, state)
 
     def _add(self, state: State, delta: Array, tokens: Array) -> State:
         """Add `tokens` tokens' η Σ v zᵀ to the pending ones, and commit them if that is a chunk."""

@@ -22,11 +22,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from fastweights.rules.base import Rule, sequence_length
+from fastweights.rules.base import Rule, select, sequence_length
 from fastweights.rules.drive import by_chunks, document_starts, run
 from fastweights.rules.inner import inner_step
 from fastweights.rules.losses import Loss
-from fastweights.rules.mini_batch import in_blocks, root, select, stored_tokens
+from fastweights.rules.mini_batch import in_blocks, root, stored_tokens
 from fastweights.rules.optimizers import Optimizer
 
 Learner = tuple[Loss, Optimizer]

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from fastweights.rules.base import select
 from fastweights.rules.losses import Loss
-from fastweights.rules.mini_batch import select
 from fastweights.rules.optimizers import Optimizer
 
 

@@ -47,14 +47,6 @@ class Places(NamedTuple):
     full: Array  # [] bool, the state's mini-batch becomes complete
 
 
-def select(flag: Array | None, new: Any, old: Any) -> Any:
-    """`new` where `flag []` is True, `old` elsewhere; None is True."""
-    if flag is None:
-        return new
-    # a leaf that does not change must stay the same array, or a scan saves it for every token
-    return jax.tree.map(lambda n, o: o if n is o else jnp.where(flag, n, o), new, old)
-
-
 def stored_tokens(tokens: Token) -> Array:
     """`[n]` bool, which of several tokens are stored."""
     if tokens.store is None:

@@ -24,11 +24,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from fastweights.rules.base import Slot, restart
+from fastweights.rules.base import Slot, restart, select
 from fastweights.rules.inner import descend, inner_gradient
 from fastweights.rules.losses import Loss, squared
 from fastweights.rules.memories import InnerModel, Makers, linear, slow_weights
-from fastweights.rules.mini_batch import MiniBatchRule, Token, places, select, stored_tokens
+from fastweights.rules.mini_batch import MiniBatchRule, Token, places, stored_tokens
 from fastweights.rules.online_closed import ClosedChunk, closed_chunk
 from fastweights.rules.optimizers import SGD, Optimizer
 

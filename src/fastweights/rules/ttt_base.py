@@ -20,11 +20,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from fastweights.rules.base import Slot, restart
+from fastweights.rules.base import Slot, restart, select
 from fastweights.rules.inner import inner_gradient
 from fastweights.rules.losses import squared
 from fastweights.rules.memories import Makers, ResidualNorm, slow_weights
-from fastweights.rules.mini_batch import MiniBatchRule, Token, places, select, stored_tokens
+from fastweights.rules.mini_batch import MiniBatchRule, Token, places, stored_tokens
 from fastweights.rules.ttt_dual import dual, written
 
 
