@@ -13,6 +13,7 @@ from fastweights.rules.hebbian import Form, Hebbian
 from fastweights.rules.in_place import InPlace
 from fastweights.rules.in_place_scan import chunk_scan
 from fastweights.rules.linear_attention import LinearAttention
+from fastweights.rules.matrix import MatrixRule
 from fastweights.rules.online import Online
 from fastweights.rules.ttt import TTTMLP, TTTLinear
 
@@ -35,6 +36,7 @@ __all__ = [
     "Hebbian",
     "InPlace",
     "LinearAttention",
+    "MatrixRule",
     "Memory",
     "Online",
     "Rule",

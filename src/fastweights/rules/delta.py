@@ -18,15 +18,14 @@ multiplies K Kᵀ and S by the decay between their tokens.
 
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from fastweights.ops import decays, unit_lower_inverse
-from fastweights.rules.base import Memory, Rule, Slot
-from fastweights.rules.linear_attention import recall, zeros_unless
+from fastweights.rules.base import Slot
+from fastweights.rules.matrix import MatrixRule, recall
 
 
 def delta_write(S: Array, k: Array, v: Array, beta: Array) -> Array:
@@ -64,7 +63,7 @@ def delta_chunk(
 
 
 @dataclasses.dataclass(frozen=True)
-class Delta(Rule):
+class Delta(MatrixRule):
     """The delta rule: a write corrects the stored answer to its key."""
 
     citation = (
@@ -78,23 +77,12 @@ class Delta(Rule):
         "beta": Slot("", "gate"),
     }
 
-    def write(self, state: Memory, token: Any) -> Memory:
+    def update(self, S: Array, q: Array, k: Array, v: Array, *rest: Array) -> Array:
         """Move the answer to k towards v by the fraction beta."""
-        k, v, beta = (x.astype(state.S.dtype) for x in (token.k, token.v, token.beta))
-        return state._replace(S=delta_write(state.S, k, v, beta))
+        return delta_write(S, k, v, *rest)
 
-    def read(self, state: Memory, query: Array) -> Array:
-        """Sᵀ q: `[K] -> [V]`, in the dtype of the query."""
-        return recall(state.S, query.astype(state.S.dtype)).astype(query.dtype)
-
-    def mask(self, tokens: Any, valid: Array) -> Any:
-        """Tokens of zeros where `valid` is False: their write strength is 0."""
-        return zeros_unless(valid, tokens)
-
-    def chunk(
-        self, state: Memory, tokens: Any, starts: Array | None = None
-    ) -> tuple[Memory, Array]:
+    def closed(
+        self, S: Array, tokens: tuple[Array, ...], starts: Array | None
+    ) -> tuple[Array, Array]:
         """One triangular inverse, then matrix products; see the top of this file."""
-        q, k, v, beta = (x.astype(state.S.dtype) for x in tokens)
-        S, y = delta_chunk(state.S, q, k, v, beta, starts=starts)
-        return state._replace(S=S), y.astype(tokens.q.dtype)
+        return delta_chunk(S, *tokens, starts=starts)
