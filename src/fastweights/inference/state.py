@@ -181,10 +181,7 @@ def reset(model: Decoder, state: State, *, keep_cache: bool = False) -> State:
     if not keep_cache:
         return fresh
     layers = tuple(
-        {
-            name: old[name] if getattr(layer, "is_cache", False) else new[name]
-            for name, layer in block.layers.items()
-        }
+        {name: old[name] if layer.is_cache else new[name] for name, layer in block.layers.items()}
         for block, old, new in zip(model.blocks, state.layers, fresh.layers, strict=True)
     )
     return state._replace(layers=layers)
@@ -195,12 +192,12 @@ def drift(model: Decoder, state: State) -> Array:
 
     Layers are in the order of `config.ttt_layers`, B rows.
     """
-    moved = [
-        jax.vmap(lambda one, fast: one.drift_of(fast))(layer, states[name])
+    each = [
+        jax.vmap(lambda one, its: one.drift_of(its))(layer, states[name])
         for block, states in zip(model.blocks, own_rows(state).layers, strict=True)
         for name, layer in block.layers.items()
-        if hasattr(layer, "drift_of")
     ]
+    moved = [x for x in each if x is not None]
     if not moved:
         return jnp.zeros((0, batch(state)))
     return jnp.stack(moved, 1).reshape(-1, batch(state))

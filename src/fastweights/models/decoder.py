@@ -289,13 +289,8 @@ class Decoder(nnx.Module):
     @property
     def commit_every(self) -> int | None:
         """Tokens after which layers write by chunks; None if no layer does."""
-        each = {
-            layer.commit_every  # pyright: ignore[reportAttributeAccessIssue]
-            for block in self.blocks
-            for layer in block.layers.values()
-            if hasattr(layer, "commit_every")
-        }
-        return min(each) if each else None
+        layers = (layer for block in self.blocks for layer in block.layers.values())
+        return next((x.commit_every for x in layers if x.commit_every is not None), None)
 
     def commit(self, states: tuple[Any, ...], due: Array) -> tuple[Any, ...]:
         """Write the pending chunks of the rows that `due [B]` names, in every layer that has them.
@@ -307,11 +302,11 @@ class Decoder(nnx.Module):
         at_once = any(there.get(axis, 1) > 1 for axis in BATCH)
         count = self.config.layers // self.config.period
 
-        def place(layer: Any, arrays: Any) -> Any:
-            if not hasattr(layer, "commit"):
+        def place(layer: Layer, arrays: Any) -> Any:
+            if layer.commit_every is None:
                 return arrays
 
-            def turn(arrays: Any, stack: Any) -> tuple[Any, None]:
+            def turn(arrays: Any, stack: tuple[Array, Layer]) -> tuple[Any, None]:
                 i, layer = stack
                 return layer.commit(Stacked(arrays, i), due, at_once=at_once).arrays, None
 

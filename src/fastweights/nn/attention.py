@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
 from fastweights.errors import ConfigError
-from fastweights.nn.layer import Reading, Stacked, put
+from fastweights.nn.layer import Layer, Reading, Stacked, put
 from fastweights.nn.linear import linear
 from fastweights.nn.mesh import BATCH
 from fastweights.nn.norm import RMSNorm
@@ -39,7 +39,7 @@ class Cache(NamedTuple):
     v: Array  # [B, K, S, h]
 
 
-class Attention(nnx.Module):
+class Attention(Layer):
     """Grouped-query attention (Ainslie et al. 2023, arXiv 2305.13245) with rotary embedding.
 
     `qkv`, `mix` and `out` are its three parts.
@@ -58,6 +58,8 @@ class Attention(nnx.Module):
         param_dtype: of the weights.
         rngs: flax's source of random keys.
     """
+
+    is_cache = True
 
     def __init__(
         self,
@@ -123,9 +125,6 @@ class Attention(nnx.Module):
     def __call__(self, x: Array, positions: Array, segment_ids: Array | None = None) -> Array:
         """`[B, T, D] -> [B, T, D]`; `segment_ids [B, T]`, or None for a document a row."""
         return self.out(self.mix(*self.qkv(x, positions), segment_ids))
-
-    #: the state holds past tokens; it is no fast weight that can be unlearned
-    is_cache = True
 
     def empty(self, rows: int, room: int) -> Cache:
         """Keys and values of no token, with `room` slots a row."""

@@ -195,14 +195,7 @@ class InPlaceMLP(MLP):
         return y, state.replaced(new), {}
 
     def commit(self, state: Stacked, due: Array, *, at_once: bool) -> Stacked:
-        """Write the pending chunk of the rows that `due [B]` names; a matrix per row.
-
-        Args:
-            state: of stacked layers.
-            due: `[B]` bool.
-            at_once: compute all rows together. Otherwise rows are taken one after the other, and a
-                row that is not due costs no time.
-        """
+        """See `Layer.commit`."""
 
         def row(weights: Array, z: Array, target: Array, due: Array) -> Array:
             one = lambda w: self.update(w, z, self.targets(target[None])[0])
@@ -216,11 +209,11 @@ class InPlaceMLP(MLP):
             weights = jax.lax.map(lambda x: row(*x), (*fast, due))
         return state.replaced(Fast(weights, None, None))  # pyright: ignore[reportArgumentType]
 
-    def drift_of(self, fast: Fast) -> Array:
-        """How far fast weights have moved, ‖W - W0‖ / ‖W0‖: `[G]` float32."""
+    def drift_of(self, state: Fast) -> Array:
+        """‖W - W0‖ / ‖W0‖, `[G]` float32."""
         slow = self.slow.astype(jnp.float32)
         norm = lambda x: jnp.linalg.norm(x, axis=(-2, -1))
-        return norm(fast.weights - slow[None]) / norm(slow)
+        return norm(state.weights - slow[None]) / norm(slow)
 
     @overload
     def __call__(

@@ -11,7 +11,7 @@ gets the stack and its own place in it, so that it can write into the stack wher
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -69,8 +69,16 @@ class Stacked(NamedTuple):
         return Stacked(jax.tree.map(put, new, self.arrays, is_leaf=is_none), self.turn)
 
 
-class Layer(Protocol):
-    """A layer with or without memory, as the decoder calls it."""
+class Layer(nnx.Module):
+    """Base of a decoder's layers; the defaults are those of a layer that remembers no token."""
+
+    #: the state holds past tokens, and is no memory that can be unlearned
+    is_cache: ClassVar[bool] = False
+
+    @property
+    def commit_every(self) -> int | None:
+        """Tokens of a chunk after which `commit` is called; None for a layer without chunks."""
+        return None
 
     def empty(self, rows: int, room: int) -> Any:
         """The state of one layer before the first token, a NamedTuple of arrays `[B, ...]` or None.
@@ -79,29 +87,33 @@ class Layer(Protocol):
             rows: B.
             room: tokens that a row can hold.
         """
-        ...
+        del rows, room
 
     def axes(self) -> dict[str, Any]:
         """By field of the state, the `PartitionSpec` of each array, without its axis of turns."""
-        ...
+        return {}
 
     def advance(
         self, x: Array, reading: Reading, state: Stacked | None = None
     ) -> tuple[Array, Stacked | None, dict[str, Array]]:
         """Read `x [B, T, D]`: the output `[B, T, D]`, the next state, and statistics."""
-        ...
+        raise NotImplementedError
 
+    def commit(self, state: Stacked, due: Array, *, at_once: bool) -> Stacked:
+        """Write the pending chunk of the rows that `due [B]` names; a matrix per row.
 
-class Stateless(nnx.Module):
-    """Base of layers that remember no token: the parts of `Layer` that they share."""
+        Args:
+            state: of stacked layers.
+            due: `[B]` bool.
+            at_once: compute all rows together. Otherwise rows are taken one after the other, and a
+                row that is not due costs no time.
+        """
+        del due, at_once
+        return state
 
-    def empty(self, rows: int, room: int) -> Any:
-        """No state: None."""
-        del rows, room
-
-    def axes(self) -> dict[str, Any]:
-        """No arrays."""
-        return {}
+    def drift_of(self, state: Any) -> Array | None:
+        """The distance of fast weights from the slow weights, `[B]` float32; None for no such."""
+        del state
 
 
 def put(x: Array, turn: ArrayLike, slots: Array, new: Array, axis: int = 2) -> Array:

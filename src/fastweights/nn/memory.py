@@ -17,7 +17,7 @@ from jax import Array
 from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
-from fastweights.nn.layer import Reading, Stacked
+from fastweights.nn.layer import Layer, Reading, Stacked
 from fastweights.nn.linear import linear
 from fastweights.nn.mesh import BATCH
 from fastweights.nn.norm import RMSNorm
@@ -54,7 +54,7 @@ class MemoryState(NamedTuple):
     tail: Array  # [B, W - 1, channels], the last inputs of the short convolution
 
 
-class MemoryLayer(nnx.Module):
+class MemoryLayer(Layer):
     """A layer that writes and reads one memory a head by an update rule.
 
     Args:

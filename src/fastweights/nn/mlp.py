@@ -8,11 +8,11 @@ from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
 
-from fastweights.nn.layer import Reading, Stacked, Stateless
+from fastweights.nn.layer import Layer, Reading, Stacked
 from fastweights.nn.linear import linear
 
 
-class MLP(Stateless):
+class MLP(Layer):
     """SwiGLU without biases (Shazeer 2020, arXiv 2002.05202), as in Llama and Qwen3.
 
     Args:
