@@ -152,7 +152,7 @@ def test_bfloat16_keeps_float32_memories_and_decays():
     assert memory.fast.S.dtype == jnp.float32 and memory.tail.dtype == jnp.bfloat16
     grads = jax.grad(lambda m: jnp.sum(jnp.sin(m(tokens))))(low)
     assert all(np.isfinite(np.asarray(g, np.float32)).all() for g in jax.tree.leaves(grads))
-    assert low.blocks[0].memory.decays.g.rate.dtype == jnp.float32
+    assert low.blocks[0].memory.slots.decays.g.rate.dtype == jnp.float32
     x = jax.random.normal(jax.random.key(0), (2, 20, 32))
     high = build(config("gated delta and attention"), 0).layer(0).memory
     y = low.layer(0).memory(x.astype(jnp.bfloat16))

@@ -8,6 +8,7 @@ slots of the rule say which projections there are.
 """
 
 import dataclasses
+import itertools
 from typing import Any, NamedTuple
 
 import jax
@@ -22,7 +23,7 @@ from fastweights.nn.linear import linear
 from fastweights.nn.mesh import BATCH
 from fastweights.nn.norm import RMSNorm
 from fastweights.nn.short_conv import kernel_start, next_tail, short_conv
-from fastweights.nn.slots import Decay, in_range
+from fastweights.nn.slots import Slots, slow_weights
 from fastweights.rules import Rule, outputs, run
 
 
@@ -102,14 +103,7 @@ class MemoryLayer(Layer):
 
         self.rule, self.heads, self.chunk, self.dtype = rule, heads, chunk, jnp.dtype(dtype)
         self.key_dim, self.value_dim = key_dim, value_dim
-        self.slots = nnx.Dict({name: project(heads * n) for name, n in self.sizes.items()})
-        self.decays = nnx.Dict(
-            {
-                name: Decay(heads, self.sizes[name], rngs=rngs)
-                for name, slot in rule.slots.items()
-                if slot.range == "log_decay"
-            }
-        )
+        self.slots = Slots(rule, heads, key_dim, value_dim, project, rngs=rngs)
         #: slots whose projections are convolved, side by side
         self.convolved = tuple(
             name
@@ -119,24 +113,16 @@ class MemoryLayer(Layer):
         self.conv = nnx.Dict(
             {
                 name: nnx.Param(
-                    kernel_start(rngs.params(), (heads * self.sizes[name], conv), param_dtype)
+                    kernel_start(rngs.params(), (heads * self.slots.sizes[name], conv), param_dtype)
                 )
                 for name in self.convolved
             }
         )
         self.width = conv
-        makers = rule.parameters(key_dim, value_dim)
-        each = lambda make: jax.vmap(make)(jax.random.split(rngs.params(), heads))
-        self.slow = nnx.Dict({name: nnx.Param(each(make)) for name, make in makers.items()})
+        self.slow = slow_weights(rule, key_dim, value_dim, heads=heads, rngs=rngs)
         self.norm = RMSNorm(value_dim, eps=norm_eps, param_dtype=param_dtype)
         self.gate = project(heads * value_dim) if gate else None
         self.o = project(0)
-
-    @property
-    def sizes(self) -> dict[str, int]:
-        """Numbers a head and token, by slot name."""
-        axes = {"K": self.key_dim, "V": self.value_dim, "": 1}
-        return {name: axes[slot.axis] for name, slot in self.rule.slots.items()}
 
     def start(self, length: int | None = None) -> Any:
         """The rule's state at the start of a document: leaves `[H, ...]`."""
@@ -148,25 +134,15 @@ class MemoryLayer(Layer):
         self, x: Array, tail: Array | None, segment_ids: Array | None
     ) -> tuple[dict[str, Array], Array]:
         """Slots `[B, T, H, ...]` by name, and the convolution's inputs `[B, T, channels]`."""
-        raw = {name: project(x) for name, project in self.slots.items()}
-        rows, length = x.shape[:2]
-        if self.convolved:
-            line = jnp.concatenate([raw[name] for name in self.convolved], -1)
-            kernel = jnp.concatenate([self.conv[name][...] for name in self.convolved])
-            mixed = jax.nn.silu(short_conv(line, kernel, tail, segment_ids))
-            cuts, at = [], 0
-            for name in self.convolved[:-1]:
-                at += self.heads * self.sizes[name]
-                cuts.append(at)
-            raw |= dict(zip(self.convolved, jnp.split(mixed, cuts, -1), strict=True))
-        else:
-            line = jnp.zeros((rows, length, 0), x.dtype)
-        made = {}
-        for name, slot in self.rule.slots.items():
-            y = raw[name].reshape(rows, length, self.heads, self.sizes[name])
-            y = self.decays[name](y) if name in self.decays else in_range(y, slot)
-            made[name] = y if slot.axis else y[..., 0]
-        return made, line
+        raw = self.slots.projected(x)
+        if not self.convolved:
+            return self.slots.in_range(raw), jnp.zeros((*x.shape[:2], 0), x.dtype)
+        line = jnp.concatenate([raw[name] for name in self.convolved], -1)
+        kernel = jnp.concatenate([self.conv[name][...] for name in self.convolved])
+        mixed = jax.nn.silu(short_conv(line, kernel, tail, segment_ids))
+        ends = itertools.accumulate(raw[name].shape[-1] for name in self.convolved[:-1])
+        parts = jnp.split(mixed, list(ends), -1)
+        return self.slots.in_range(raw | dict(zip(self.convolved, parts, strict=True))), line
 
     def out(self, y: Array, x: Array) -> Array:
         """Norm, gate and output projection: `[B, T, H, V]`, `[B, T, D] -> [B, T, D]`."""
@@ -192,7 +168,7 @@ class MemoryLayer(Layer):
         del room
         fast = self._without_slow(self.start())
         spread = lambda x: jnp.broadcast_to(x[None], (rows, *x.shape))
-        channels = sum(self.heads * self.sizes[name] for name in self.convolved)
+        channels = sum(self.heads * self.slots.sizes[name] for name in self.convolved)
         tail = jnp.zeros((rows, self.width - 1, channels), self.dtype)
         return MemoryState(jax.tree.map(spread, fast), tail)
 

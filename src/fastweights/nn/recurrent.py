@@ -16,7 +16,7 @@ from jax import Array
 from fastweights.errors import ConfigError
 from fastweights.nn.associative_lstm import AssociativeLSTM
 from fastweights.nn.initializers import Start, kernel_start, scaled_identity
-from fastweights.nn.slots import SlotProjections, is_driven, slow_weights
+from fastweights.nn.slots import Slots, is_driven, slow_weights
 from fastweights.rules import Rule
 
 CellName = Literal["fast-weights", "irnn", "ln-rnn", "lstm", "associative-lstm"]
@@ -98,7 +98,8 @@ class FastWeightCell(nnx.Module):
         )
         self.slow = slow_weights(rule, hidden, hidden, rngs=rngs)
         driven = is_driven(rule)
-        self.slots = None if driven else SlotProjections(hidden, rule, hidden, hidden, rngs=rngs)
+        linear = lambda out: nnx.Linear(hidden, out, rngs=rngs)
+        self.slots = None if driven else Slots(rule, 1, hidden, hidden, linear, rngs=rngs)
         self.norm = (
             None
             if driven
@@ -126,7 +127,9 @@ class FastWeightCell(nnx.Module):
             (name,) = self.rule.slots
             fast, h = self.rule.step(carry.fast, self.rule.token(**{name: z}))
             return FastCarry(h, fast), h
-        fast, y = self.rule.step(carry.fast, self.rule.token(**self.slots(jax.nn.relu(z))))
+        slots = self.slots.in_range(self.slots.projected(jax.nn.relu(z)))
+        token = self.rule.token(**{name: x[0] for name, x in slots.items()})  # of the one head
+        fast, y = self.rule.step(carry.fast, token)
         h = jax.nn.relu(self.norm(z + y))
         return FastCarry(h, fast), h
 
