@@ -179,6 +179,11 @@ def test_a_config_is_json_in_and_out(case):
         ({"mixers": (InPlace(),)}, "declares no slots"),
         ({"mixers": ("attention", Hebbian(decay=2.0))}, r"mixers\[1\].decay is 2.0"),
         ({"memory": MemoryConfig(conv=0)}, "memory.conv is 0"),
+        ({"mixers": (Hebbian(form="attention"),)}, "needs the number of writes"),
+        (
+            {"mixers": (TTTLinear(),), "memory": MemoryConfig(value_dim=16)},
+            "K = 8 and V = 16: .* of one size",
+        ),
     ],
 )
 def test_impossible_mixers_are_refused(changes, message):

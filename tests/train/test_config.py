@@ -10,7 +10,9 @@ from support import ROOT
 from fastweights.errors import ConfigError
 from fastweights.fastslow.config import FastSlow
 from fastweights.fastslow.config import check as check_fast_slow
-from fastweights.rules import Form
+from fastweights.models.retrieval import RetrievalModel
+from fastweights.rules import Form, InPlace
+from fastweights.tasks.retrieval import Retrieval
 from fastweights.train.agent import AgentConfig, check_agent
 from fastweights.train.config import Config, check, differences, from_json, to_json
 from fastweights.train.optim import learning_rate
@@ -122,3 +124,9 @@ def test_tuples_come_back_from_json_as_tuples():
     data["model"]["windows"] = [64, "wide", 64]
     with pytest.raises(ConfigError, match="wide"):
         from_json(data)
+
+
+def test_a_rule_without_slots_is_refused_in_a_cell():
+    model = RetrievalModel(rule=InPlace())
+    with pytest.raises(ConfigError, match="model.rule is InPlace, which declares no slots"):
+        check(Config(task=Retrieval(), model=model))

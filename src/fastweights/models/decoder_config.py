@@ -1,7 +1,9 @@
 """What a decoder language model is: sizes, rotary embedding, windows, in-place layers, numerics."""
 
 import dataclasses
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
+
+import jax
 
 from fastweights.errors import ConfigError
 from fastweights.nn.choices import not_a_choice
@@ -171,12 +173,30 @@ def _mixer_problems(config: DecoderConfig) -> list[str]:
         elif isinstance(mixer, Rule) and not mixer.slots:
             found.append(f"{name}; the rule declares no slots, so no layer can feed it")
         elif isinstance(mixer, Rule):
-            found += [f"mixers[{i}].{text}" for text in mixer.problems()]
+            wrong = mixer.problems()
+            found += [f"mixers[{i}].{text}" for text in wrong]
+            found += [] if wrong else _state_problems(name, mixer, config)
     sizes = dataclasses.asdict(config.memory)
     for name in ("heads", "key_dim", "value_dim", "conv", "chunk"):
         if sizes[name] is not None and sizes[name] < 1:
             found.append(f"memory.{name} is {sizes[name]}; it must be at least 1")
     return found
+
+
+def _state_problems(name: str, rule: Rule, config: DecoderConfig) -> list[str]:
+    """Why a rule has no state of the layer's sizes, or none for a text of unknown length."""
+    sizes = (config.memory.key_dim or config.head_dim, config.memory.value_dim or config.head_dim)
+
+    def state() -> Any:
+        makers = rule.parameters(*sizes)
+        slow: Any = {name: make(jax.random.key(0)) for name, make in makers.items()}
+        return rule.init(*sizes, **slow)
+
+    try:
+        jax.eval_shape(state)
+    except ValueError as error:
+        return [f"{name}, with K = {sizes[0]} and V = {sizes[1]}: {error}"]
+    return []
 
 
 def _ttt_problems(config: DecoderConfig, ttt: InPlaceTTT) -> list[str]:

@@ -19,7 +19,7 @@ TAPS: dict[str, tuple[int, ...]] = {
 KERNEL = 5
 
 
-# the five shifted copies of x are computed again in the backward pass: they are cheap, and large
+# the backward pass computes the five shifted copies of x again: they are cheap, and large
 @functools.partial(jax.checkpoint, static_argnums=(2, 3))
 def convolve(
     x: Array, kernel: Array, taps: tuple[int, ...], chunk: int, segment_ids: Array | None
@@ -29,7 +29,7 @@ def convolve(
     Args:
         x: `[B, T, D]`.
         kernel: `[D, 5]`; tap k is the weight of the token k - 2 places on.
-        taps: those to use.
+        taps: indices of the taps to use.
         chunk: C, tokens per chunk, from the start of the row.
         segment_ids: `[B, T]` int or None.
 
@@ -43,8 +43,8 @@ def convolve(
     ids = None if segment_ids is None else jnp.pad(segment_ids, ((0, 0), (middle, middle)))
     total = jnp.zeros(x.shape, dtype)
     for tap in taps:
-        there = place + tap - middle
-        seen = ((there >= 0) & (there // chunk == place // chunk))[None, :]
+        other = place + tap - middle
+        seen = ((other >= 0) & (other // chunk == place // chunk))[None, :]
         if ids is not None and segment_ids is not None:
             seen = seen & (ids[:, tap : tap + length] == segment_ids)
         neighbour = jnp.where(seen[:, :, None], around[:, tap : tap + length], 0)
@@ -53,7 +53,7 @@ def convolve(
 
 
 def diagonal_normal(scale: float):
-    """diag(N(0, scale²)): projects without mixing, and is small beside what it is added to."""
+    """The initializer diag(N(0, scale²)): small, and it mixes no features."""
 
     def init(key: Array, shape: tuple[int, int], dtype: DTypeLike) -> Array:
         return jnp.diag(scale * jax.random.normal(key, shape[:1], dtype))

@@ -95,8 +95,7 @@ class Rule(abc.ABC):
     def parameters(self, K: int, V: int) -> dict[str, Callable[[Array], Array]]:
         """Slow weights that are fields of the state, by name: functions of a key to start values.
 
-        The outer optimiser trains them; the rule reads them and never writes them. Most rules have
-        none.
+        The outer optimiser trains slow weights, and the rule only reads them. Most rules have none.
         """
         del K, V
         return {}

@@ -342,8 +342,8 @@ class Hebbian(Rule):
     ) -> tuple[Matrix | History, Any, Any]:
         """A scan whose tokens depend on earlier outputs, chunk by chunk; see `Rule.recur`.
 
-        For the backward pass it saves the fast weights at the borders of chunks, where a scan saves
-        them at every step and spends most of its time there.
+        For the backward pass it saves the fast weights at the borders of chunks. A scan saves one
+        copy a step, which takes most of its time.
         """
         length, size, pieces, first = sequence_length(xs), 0, [], 0
 

@@ -108,7 +108,7 @@ def scan_chunks(
     v: Array,
     segments: Array | None,
 ) -> tuple[Array, Array | None]:
-    """`chunk_scan` with its options in a `Plan`, and the limit of a write `[]` worked out."""
+    """`chunk_scan` from a `Plan` and the limit `[]` of a write."""
     if segments is None:
         return _scan(plan, start, limit, z, v)
     return packed_scan(plan, w0, start, limit, z, v, segments)
@@ -145,8 +145,8 @@ def chunk_scan(
         clip_relative: τ is in units of the norm of `w0`.
         clip_after_lr: τ limits η Σ v zᵀ; otherwise it limits Σ v zᵀ.
         segments: `[T]` int, documents 1, 2, ... that each lie in one piece, and 0 for padding.
-            A token reads what earlier chunks wrote of its own document; padding reads `w0` and
-            writes nothing. None: one document.
+            A token reads the writes of earlier chunks of its own document; padding reads `w0` and
+            is not written. None is one document.
         start: `[d, f]` float32, the state to go on from, of the first document; `w0` by default.
         final: is the state at the end wanted; False saves the last write.
         total: sums an array over all columns f, of which `w0` and `z` may be a part while `v` is
@@ -154,11 +154,10 @@ def chunk_scan(
             the gradient to `v`. A part needs one number a chunk of the other parts, with `clip`.
 
     Returns:
-        `[T, d]` outputs, and the fast weights `[d, f]` float32 after the last complete chunk, of
-        the last document, which are `w0` if it began after that chunk; None without `final`. The
-        next piece of the sequence can `start` from them if T is a multiple of `chunk`, since what
-        is left of a chunk is not in them, and if its first document is the last one of this piece;
-        one that begins with a new document starts from `w0`.
+        Outputs `[T, d]`, and the fast weights `[d, f]` float32 of the last document after its last
+        complete chunk, or None without `final`. They are the `start` of the next piece if T is a
+        multiple of `chunk`, since tokens of an incomplete chunk are not in them, and if the next
+        piece continues the last document.
 
     Raises:
         ValueError: `chunk` is not positive, there is no token, or `z`, `v` and `segments` differ in

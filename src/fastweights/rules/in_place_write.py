@@ -5,6 +5,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from jax import Array
 
+from fastweights.ops import root, shortening
 from fastweights.rules.base import sequence_length
 
 #: the sum of an array; of all parts of a matrix where only some of its columns are at hand
@@ -21,9 +22,7 @@ def inner_loss(weights: Array, z: Array, v: Array) -> Array:
 
 def frobenius(x: Array, total: Total = jnp.sum) -> Array:
     """sqrt(Σ x²), with gradient 0 at 0; `total` as in `clip_norm`."""
-    square = total(x * x)
-    positive = square > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1)), 0)
+    return root(total(x * x))
 
 
 def clip_norm(delta: Array, limit: Array | None, total: Total = jnp.sum) -> Array:
@@ -36,10 +35,7 @@ def clip_norm(delta: Array, limit: Array | None, total: Total = jnp.sum) -> Arra
     """
     if limit is None:
         return delta
-    norm = frobenius(delta, total)
-    long = norm > limit
-    # a write of zeros within a limit of 0 must not be divided by, or its gradient is NaN
-    return delta * jnp.where(long, limit / jnp.where(long, norm, 1), 1).astype(delta.dtype)
+    return delta * shortening(frobenius(delta, total), limit).astype(delta.dtype)
 
 
 def write_limit(

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from fastweights.ops import root, shortening
+
 
 class Optimizer(Protocol):
     """`init(weights) -> state`, `update(gradient, state, weights) -> (step, state)`."""
@@ -53,9 +55,7 @@ class SGD:
 
 def global_norm(tree: Any) -> Array:
     """sqrt(Σ x²) over all leaves, with gradient 0 at 0: `[]`."""
-    square = sum(jnp.sum(x * x) for x in jax.tree.leaves(tree))
-    positive = square > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1)), 0)
+    return root(jnp.asarray(sum(jnp.sum(x * x) for x in jax.tree.leaves(tree))))
 
 
 def clip_by_global_norm(max_norm: float) -> Transformation:
@@ -68,9 +68,7 @@ def clip_by_global_norm(max_norm: float) -> Transformation:
 
     def update(gradient: Any, state: Any, weights: Any = None) -> tuple[Any, Any]:
         del weights
-        norm = global_norm(gradient)
-        long = norm > max_norm
-        factor = jnp.where(long, max_norm / jnp.where(long, norm, 1), 1)
+        factor = shortening(global_norm(gradient), max_norm)
         return jax.tree.map(lambda g: g * factor.astype(g.dtype), gradient), state
 
     return Transformation(lambda weights: (), update)

@@ -91,4 +91,7 @@ def cell_problems(config: Any) -> list[str]:
 
 def rule_problems(rule: Rule) -> list[str]:
     """A complaint for every hyper-parameter of a rule that is out of its range."""
+    if not rule.slots:
+        name = type(rule).__name__
+        return [f"model.rule is {name}, which declares no slots, so no cell can feed it"]
     return [f"model.rule.{text}" for text in rule.problems()]

@@ -11,9 +11,9 @@ from fastweights.testing.trees import TOLERANCE, require_close, require_zero
 
 
 def a_document_starts_anew(case: Case) -> None:
-    """Each document of a packed row is what it is alone: outputs, final state, every gradient.
+    """A document of a packed row equals the same document alone: outputs, state, every gradient.
 
-    The first one continues from the state. No gradient leads from a document to another one.
+    The first document continues from the state. No gradient leads from one document to another.
 
     Hint: a chunk that ignores `starts`, or keeps the start state's part after one; a product of
     decays across a start; a `pad` that writes.
