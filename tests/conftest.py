@@ -1,9 +1,10 @@
 """A strict environment: eight CPU devices, warnings are errors, rank promotion raises.
 
 Most of the time of these tests is XLA's, compiling programs that run once. So they are compiled
-without LLVM's optimizations and, where XLA still has it, by the older and quicker of its emitters;
-what XLA makes of the program itself, fusions among it, is as users have it. `make parity` compiles
-its tests as users do, and so does JAX_DISABLE_MOST_OPTIMIZATIONS=0 XLA_FLAGS= make test.
+without LLVM's optimizations and, where XLA still has it, in one piece and by the older and quicker
+of its emitters; what XLA makes of the program itself, fusions among it, is as users have it.
+`make parity` compiles its tests as users do, and so does JAX_DISABLE_MOST_OPTIMIZATIONS=0
+XLA_FLAGS= make test.
 """
 
 import importlib
@@ -18,7 +19,8 @@ if "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ:  # otherwise jax has read
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # for the commands that tests start
     jax.config.update("jax_disable_most_optimizations", True)
 if jax.__version_info__ < (0, 11):  # later ones end the process at a flag they do not know
-    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
+    QUICK = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+    os.environ.setdefault("XLA_FLAGS", QUICK)
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)

@@ -126,3 +126,17 @@ def test_the_page_on_speed_says_what_its_json_says(benchmarks):
     page = (ROOT / "docs/performance.md").read_text()
     text = benchmarks["page"].tables(record)
     assert benchmarks["harness"].between_markers(page, "rnn", text) == page
+
+
+def test_two_checkouts_are_compared(script, tmp_path, capsys):
+    checkouts, out = script("checkouts"), tmp_path / "checkouts.json"
+    name = "cell 16, 64, 128 forward"
+    checkouts.main(checkouts.Options(old=ROOT, only=(name,), rounds=2, out=out))
+    record = json.loads(out.read_text())
+    assert list(record["contenders"]) == [name]
+    found = record["contenders"][name]
+    assert found["temp_bytes"]["old"] == found["temp_bytes"]["new"] > 0
+    assert found["old over new"]["of_medians"] > 0
+    assert name in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="is no checkout"):
+        checkouts.main(checkouts.Options(old=tmp_path))

@@ -13,6 +13,7 @@ from tolerances import assert_close
 
 from fastweights.cli import load_config
 from fastweights.errors import ConfigError, DataError
+from fastweights.models.decoder import Decoder
 from fastweights.models.decoder_config import DecoderConfig
 from fastweights.nn.in_place import InPlaceTTT
 from fastweights.tasks.base import Data
@@ -130,6 +131,8 @@ def test_files_in_folders_are_named_by_their_path(tmp_path):
 
 class Stand(nnx.Module):
     """Features that depend on the token and, through segments, on the one before it."""
+
+    unembedding, head_losses = Decoder.unembedding, Decoder.head_losses
 
     def __init__(self, rngs, tied):
         self.embed = nnx.Embed(264, 8, rngs=rngs)

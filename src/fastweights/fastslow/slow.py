@@ -20,7 +20,6 @@ from fastweights.fastslow.objective import (
     token_mean,
 )
 from fastweights.fastslow.rollouts import Rollouts, Sampler
-from fastweights.models.decoder_loss import unembedding
 from fastweights.nn.cross_entropy import NO_TARGET, token_losses
 from fastweights.tasks.prompted import Outcome, Problem, Prompt, PromptedTask, Score
 from fastweights.train.config import Optim
@@ -96,7 +95,7 @@ def answer_log_probs(model: Any, batch: Batch, temperature: float) -> Array:
     # dividing the features divides the logits
     features = features / jnp.asarray(temperature, features.dtype)
     first = model.head is None
-    return -token_losses(features, unembedding(model), batch["answers"], vocab_first=first)
+    return -token_losses(features, model.unembedding, batch["answers"], vocab_first=first)
 
 
 @functools.lru_cache(16)

@@ -7,6 +7,7 @@ the period and not with the depth.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -17,16 +18,14 @@ from jax import Array
 from jax.nn.initializers import normal
 
 from fastweights.models.decoder_config import DecoderConfig, Kind, check
-from fastweights.models.decoder_loss import head_losses, unembedding
 from fastweights.models.decoder_mesh import whole, whole_block
 from fastweights.nn.attention import Attention
+from fastweights.nn.cross_entropy import token_losses
+from fastweights.nn.dense import MLP, RMSNorm, linear
 from fastweights.nn.in_place import InPlaceMLP
 from fastweights.nn.layer import Layer, Reading, Stacked
-from fastweights.nn.linear import linear
 from fastweights.nn.memory import MemoryLayer
 from fastweights.nn.mesh import BATCH, sizes, split
-from fastweights.nn.mlp import MLP
-from fastweights.nn.norm import RMSNorm
 from fastweights.nn.rope import document_positions
 
 
@@ -44,10 +43,7 @@ class Block(nnx.Module):
 
     def __init__(self, config: DecoderConfig, kind: Kind, *, rngs: nnx.Rngs):
         dtype, param_dtype = jnp.dtype(config.dtype), jnp.dtype(config.param_dtype)
-
-        def norm() -> RMSNorm:
-            return RMSNorm(config.hidden, eps=config.norm_eps, param_dtype=param_dtype)
-
+        norm = lambda: RMSNorm(config.hidden, eps=config.norm_eps, param_dtype=param_dtype)
         numerics: dict[str, Any] = {
             "initializer_range": config.initializer_range,
             "dtype": dtype,
@@ -180,12 +176,19 @@ class Decoder(nnx.Module):
         rows = table.at[tokens].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
         return rows.astype(self.config.dtype)
 
+    @property
+    def unembedding(self) -> Array:
+        """The matrix of the logits: the head `[D, vocab]`, or the tied embedding `[vocab, D]`."""
+        if self.head is None:
+            return whole("embed.embedding", self.embed.embedding[...])
+        return whole("head.kernel", self.head.kernel[...])
+
     def logits(self, features: Array) -> Array:
         """Final features `[..., D]` to logits `[..., vocab]`, float32."""
         contract = (((features.ndim - 1,), (1 if self.head is None else 0,)), ((), ()))
         return jax.lax.dot_general(
             features,
-            unembedding(self).astype(features.dtype),
+            self.unembedding.astype(features.dtype),
             contract,
             preferred_element_type=jnp.float32,
         )
@@ -252,8 +255,8 @@ class Decoder(nnx.Module):
         self, reading: Reading, states: tuple[Any, ...] | None
     ) -> tuple[Array, tuple[Any, ...] | None, list[dict[str, Array]]]:
         """The forward pass through all layers, for training (no states) and for inference."""
-        config, count = self.config, self.config.layers // self.config.period
-        run = _training_block(config) if states is None else _inference_block(reading.fresh)
+        turns, fresh = self.config.layers // len(self.blocks), reading.fresh
+        run = _inference_block(fresh) if states else _training_block(self.config, turns)
 
         def turn(carry: Any, stack: Any) -> tuple[Any, list[dict[str, Array]]]:
             (x, states), (i, blocks), found = carry, stack, []
@@ -267,7 +270,7 @@ class Decoder(nnx.Module):
             return (x, None if states is None else tuple(after)), found
 
         (x, states), found = jax.lax.scan(
-            turn, (reading.embedded, states), (jnp.arange(count), self.blocks)
+            turn, (reading.embedded, states), (jnp.arange(turns), self.blocks)
         )
         return self.final_norm(x), states, found
 
@@ -300,7 +303,7 @@ class Decoder(nnx.Module):
         """
         there = sizes(self.embed.embedding[...])
         at_once = any(there.get(axis, 1) > 1 for axis in BATCH)
-        count = self.config.layers // self.config.period
+        count = self.config.layers // len(self.blocks)
 
         def place(layer: Layer, arrays: Any) -> Any:
             if layer.commit_every is None:
@@ -328,7 +331,20 @@ class Decoder(nnx.Module):
             segment_ids: as in `features`.
             block: tokens of each row whose logits exist at once.
         """
-        return head_losses(self, self.features(tokens, segment_ids), targets, block)
+        return self.head_losses(self.features(tokens, segment_ids), targets, block)
+
+    def head_losses(self, features: Array, targets: Array, block: int = 512) -> Array:
+        """`losses` from the last features `[B, T, D]`."""
+        losses = functools.partial(token_losses, block=block, vocab_first=self.head is None)
+        kernel, axes = self.unembedding, sizes(features)
+        parts = math.prod(axes.get(name, 1) for name in BATCH)
+        if parts == 1 or len(targets) % parts:
+            return losses(features, kernel, targets)
+        # every part of the batch sums its own gradient to the kernel over blocks, so that devices
+        # add theirs up once and not once a block
+        cut = lambda x: split(x.reshape(parts, -1, *x.shape[1:]), BATCH, *[None] * x.ndim)
+        found = jax.vmap(losses, (0, None, 0))(cut(features), kernel, cut(targets))
+        return found.reshape(targets.shape)
 
     def __call__(self, tokens: Array, segment_ids: Array | None = None) -> Array:
         """Logits of the next token: `[B, T]` int -> `[B, T, vocab]` float32; see `features`."""
@@ -338,7 +354,7 @@ class Decoder(nnx.Module):
 Call = Callable[..., tuple[Array, Stacked | None, dict[str, Array]]]
 
 
-def _training_block(config: DecoderConfig) -> Call:
+def _training_block(config: DecoderConfig, turns: int) -> Call:
     """A block's call, computed again in the backward pass as the config says.
 
     Blocks are wrapped one by one: to wrap a whole period would hold the inner values of p blocks at
@@ -351,8 +367,7 @@ def _training_block(config: DecoderConfig) -> Call:
         jax.checkpoint_policies.dots_with_no_batch_dims_saveable if config.remat == "dots" else None
     )
     # in a loop of one turn XLA would see that the second computation repeats the first
-    is_one_turn = config.period == config.layers
-    return jax.checkpoint(call, policy=policy, prevent_cse=is_one_turn)
+    return jax.checkpoint(call, policy=policy, prevent_cse=turns == 1)
 
 
 def _inference_block(fresh: bool) -> Call:

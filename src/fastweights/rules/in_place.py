@@ -32,14 +32,15 @@ from jax.typing import DTypeLike
 from fastweights.rules import in_place_general as general
 from fastweights.rules.base import Rule, scan, select, sequence_length
 from fastweights.rules.drive import run
-from fastweights.rules.in_place_chunk import Plan, deltas
 from fastweights.rules.in_place_general import Learner
 from fastweights.rules.in_place_scan import scan_chunks
 from fastweights.rules.in_place_write import (
+    Plan,
     Total,
     attention,
     clip_norm,
     commit,
+    deltas,
     inner_loss,
     write_limit,
 )

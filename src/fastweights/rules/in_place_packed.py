@@ -16,8 +16,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from fastweights.rules.in_place_chunk import (
+from fastweights.rules.in_place_write import (
     Plan,
+    commit,
     contract,
     deltas,
     num_writes,
@@ -28,7 +29,6 @@ from fastweights.rules.in_place_chunk import (
     read,
     written_and_back,
 )
-from fastweights.rules.in_place_write import commit
 
 
 class Layout(NamedTuple):

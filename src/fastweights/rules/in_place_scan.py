@@ -20,8 +20,11 @@ import jax.numpy as jnp
 from jax import Array
 
 from fastweights.rules.base import sequence_length
-from fastweights.rules.in_place_chunk import (
+from fastweights.rules.in_place_packed import packed_scan
+from fastweights.rules.in_place_write import (
     Plan,
+    Total,
+    commit,
     contract,
     deltas,
     num_writes,
@@ -30,10 +33,9 @@ from fastweights.rules.in_place_chunk import (
     piece,
     put,
     read,
+    write_limit,
     written_and_back,
 )
-from fastweights.rules.in_place_packed import packed_scan
-from fastweights.rules.in_place_write import Total, commit, write_limit
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

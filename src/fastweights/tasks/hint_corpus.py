@@ -17,7 +17,6 @@ from jax import Array
 from fastweights.models.decoder import Decoder
 from fastweights.models.decoder_config import DecoderConfig
 from fastweights.models.decoder_config import problems as decoder_problems
-from fastweights.models.decoder_loss import head_losses
 from fastweights.tasks import conventions, programs, star_graph
 from fastweights.tasks.base import Data
 from fastweights.tasks.haystack import Draw
@@ -111,5 +110,5 @@ class HintCorpus:
     def measure(self, model: Any, batch: dict[str, Array]) -> dict[str, Array]:
         """See `Task.measure`: "loss" in nats, the mean over the asked tokens of each row."""
         features = model.features(batch["inputs"], batch["segment_ids"])
-        losses = head_losses(model, features, batch["target"])
+        losses = model.head_losses(features, batch["target"])
         return {"loss": mean(losses, (batch["target"] >= 0).astype(jnp.float32))}

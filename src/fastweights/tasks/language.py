@@ -15,7 +15,6 @@ from fastweights.errors import DataError
 from fastweights.models.decoder import Decoder
 from fastweights.models.decoder_config import DecoderConfig
 from fastweights.models.decoder_config import problems as decoder_problems
-from fastweights.models.decoder_loss import head_losses
 from fastweights.tasks.base import Data
 from fastweights.tasks.language_data import Document, split_documents
 from fastweights.tasks.packing import pack, whole_rows
@@ -130,7 +129,7 @@ class Language:
         of their tokens that have a target, so that the mean loss of rows is that of tokens.
         """
         features, drift = model.features(batch["inputs"], batch.get("segment_ids"), stats=True)
-        losses = head_losses(model, features, batch["target"], self.block)
+        losses = model.head_losses(features, batch["target"], self.block)
         there = (batch["target"] >= 0).astype(jnp.float32)
         loss = mean(losses, there)
         half = losses.shape[1] // 2

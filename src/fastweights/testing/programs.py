@@ -18,7 +18,7 @@ from fastweights.testing.trees import floating, merge, named
 #: a program runs a few times, for milliseconds: LLVM's optimizations cost seconds and gain nothing
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 if jax.__version_info__ < (0, 11):  # where XLA still has the quicker of its emitters
-    QUICK["xla_cpu_use_fusion_emitters"] = False
+    QUICK |= {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 1}
 
 Outcome = dict[str, Any]  # "output", "state", "gradient to state", "gradient to token"
 
