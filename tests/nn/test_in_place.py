@@ -8,8 +8,8 @@ from flax import nnx
 from tolerances import assert_close
 
 from fastweights.errors import ConfigError
-from fastweights.nn.dense import MLP
 from fastweights.nn.in_place import InPlaceMLP, InPlaceTTT
+from fastweights.nn.parts import MLP
 
 B, T, D, F, C = 2, 19, 8, 12, 4
 

@@ -9,7 +9,7 @@ import pytest
 from tolerances import assert_close
 
 from fastweights.errors import ConfigError
-from fastweights.nn.dense import RMSNorm
+from fastweights.nn.parts import RMSNorm
 from fastweights.nn.rope import Rope, amplitude, document_positions, frequencies, rotate
 
 LLAMA3 = Rope(theta=5e5, scaling="llama3", factor=8.0, original_length=8192)

@@ -21,11 +21,11 @@ from fastweights.models.decoder_config import DecoderConfig, Kind, check
 from fastweights.models.decoder_mesh import whole, whole_block
 from fastweights.nn.attention import Attention
 from fastweights.nn.cross_entropy import token_losses
-from fastweights.nn.dense import MLP, RMSNorm, linear
 from fastweights.nn.in_place import InPlaceMLP
 from fastweights.nn.layer import Layer, Reading, Stacked
 from fastweights.nn.memory import MemoryLayer
 from fastweights.nn.mesh import BATCH, sizes, split
+from fastweights.nn.parts import MLP, RMSNorm, linear
 from fastweights.nn.rope import document_positions
 
 

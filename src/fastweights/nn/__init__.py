@@ -2,9 +2,9 @@
 
 from fastweights.nn.associative_lstm import AssociativeLSTM
 from fastweights.nn.attention import Attention
-from fastweights.nn.dense import MLP, RMSNorm
 from fastweights.nn.in_place import InPlaceMLP, InPlaceTTT
 from fastweights.nn.initializers import Start, embedding_start, kernel_start, scaled_identity
+from fastweights.nn.parts import MLP, RMSNorm
 from fastweights.nn.recurrent import (
     LSTM,
     RNN,

@@ -17,9 +17,9 @@ from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
 from fastweights.errors import ConfigError
-from fastweights.nn.dense import RMSNorm, linear
 from fastweights.nn.layer import Layer, Reading, Stacked, put
 from fastweights.nn.mesh import BATCH
+from fastweights.nn.parts import RMSNorm, linear
 from fastweights.nn.rope import Rope, rotate
 
 Kernel = Literal["auto", "xla", "cudnn"]

@@ -21,9 +21,9 @@ from jax.typing import DTypeLike
 
 from fastweights.errors import ConfigError
 from fastweights.nn import mesh
-from fastweights.nn.dense import MLP
 from fastweights.nn.in_place_state import Fast, read_and_write, read_rows, remember
 from fastweights.nn.layer import Reading, Stacked
+from fastweights.nn.parts import MLP, depthwise, same_document
 from fastweights.rules import InPlace, outputs
 from fastweights.rules.in_place_write import Total, read
 
@@ -325,8 +325,6 @@ def drift(y: Array, slow: Array, segment_ids: Array | None) -> Array:
     return jnp.mean(ratio, where=None if segment_ids is None else segment_ids > 0)
 
 
-# the backward pass computes the five shifted copies of x again: they are cheap, and large
-@functools.partial(jax.checkpoint, static_argnums=(2, 3))
 def convolve(
     x: Array, kernel: Array, taps: tuple[int, ...], chunk: int, segment_ids: Array | None
 ) -> Array:
@@ -342,20 +340,13 @@ def convolve(
     Returns:
         `[B, T, D]` in the dtype of x, summed in at least float32.
     """
-    length, dtype = x.shape[1], jnp.promote_types(x.dtype, jnp.float32)
-    middle = KERNEL // 2
-    place = jnp.arange(length)
-    around = jnp.pad(x, ((0, 0), (middle, middle), (0, 0)))
-    ids = None if segment_ids is None else jnp.pad(segment_ids, ((0, 0), (middle, middle)))
-    total = jnp.zeros(x.shape, dtype)
-    for tap in taps:
-        other = place + tap - middle
-        seen = ((other >= 0) & (other // chunk == place // chunk))[None, :]
-        if ids is not None and segment_ids is not None:
-            seen = seen & (ids[:, tap : tap + length] == segment_ids)
-        neighbour = jnp.where(seen[:, :, None], around[:, tap : tap + length], 0)
-        total += neighbour.astype(dtype) * kernel[None, None, :, tap].astype(dtype)
-    return total.astype(x.dtype)
+    length, middle = x.shape[1], KERNEL // 2
+    place = jnp.arange(length)[None, None, :]
+    other = place + jnp.arange(-middle, middle + 1)[:, None, None]
+    seen = (other >= 0) & (other // chunk == place // chunk)
+    if segment_ids is not None:
+        seen = seen & same_document(segment_ids, KERNEL, middle)
+    return depthwise(x, kernel, seen, taps, middle)
 
 
 def diagonal_normal(scale: float):

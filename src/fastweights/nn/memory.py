@@ -18,9 +18,9 @@ from jax import Array
 from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
-from fastweights.nn.dense import RMSNorm, linear
 from fastweights.nn.layer import Layer, Reading, Stacked
 from fastweights.nn.mesh import BATCH
+from fastweights.nn.parts import RMSNorm, linear
 from fastweights.nn.short_conv import kernel_start, next_tail, short_conv
 from fastweights.nn.slots import Slots, slow_weights
 from fastweights.rules import Rule, outputs, run

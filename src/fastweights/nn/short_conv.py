@@ -5,6 +5,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
+from fastweights.nn.parts import depthwise, same_document
+
 
 def kernel_start(key: Array, shape: tuple[int, int], dtype: DTypeLike) -> Array:
     """U(-1/√W, 1/√W) for a kernel `[channels, W]`."""
@@ -21,25 +23,22 @@ def short_conv(
         x: `[B, T, C]`.
         kernel: `[C, W]`; the last tap is of the token itself.
         tail: `[B, W - 1, C]`, the inputs before x; None is zeros.
-        segment_ids: `[B, T]` int, documents of a packed row; a token sees its own document only.
+        segment_ids: `[B, T]` int, documents of a packed row; a token sees its own document only,
+            and no tail.
 
     Returns:
         `[B, T, C]` in the dtype of x, summed in at least float32.
     """
-    width, length = kernel.shape[1], x.shape[1]
-    dtype = jnp.promote_types(x.dtype, jnp.float32)
-    before = jnp.zeros((x.shape[0], width - 1, x.shape[2]), x.dtype) if tail is None else tail
-    line = jnp.concatenate([before.astype(x.dtype), x], 1)
-    ids = None
-    if segment_ids is not None:
-        ids = jnp.pad(segment_ids, ((0, 0), (width - 1, 0)), constant_values=-1)
-    total = jnp.zeros(x.shape, dtype)
-    for tap in range(width):
-        value = line[:, tap : tap + length]
-        if ids is not None and segment_ids is not None:
-            value = jnp.where((ids[:, tap : tap + length] == segment_ids)[:, :, None], value, 0)
-        total += value.astype(dtype) * kernel[None, None, :, tap].astype(dtype)
-    return total.astype(x.dtype)
+    width = kernel.shape[1]
+    line, behind = x, width - 1
+    if tail is not None:
+        line = jnp.concatenate([tail.astype(x.dtype), x], 1)
+    if segment_ids is None:
+        seen = jnp.ones((width, 1, line.shape[1]), bool)
+    else:
+        seen = same_document(segment_ids, width, behind)
+    y: Array = depthwise(line, kernel, seen, tuple(range(width)), behind)
+    return y[:, line.shape[1] - x.shape[1] :]
 
 
 def next_tail(x: Array, tail: Array, counts: Array) -> Array:

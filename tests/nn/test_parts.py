@@ -1,0 +1,80 @@
+"""The depthwise convolution beside loops in float64: outputs and both gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tolerances import assert_close
+
+from fastweights.nn.parts import depthwise, same_document
+from fastweights.nn.short_conv import short_conv
+
+
+def loops(x, kernel, seen, taps, behind, dy):
+    """Outputs and gradients to x and kernel, term by term in float64."""
+    x, kernel, dy = (np.asarray(a, np.float64) for a in (x, kernel, dy))
+    y, dx, dk = np.zeros_like(x), np.zeros_like(x), np.zeros_like(kernel)
+    for b, t, tap in np.ndindex(*x.shape[:2], kernel.shape[1]):
+        other = t - behind + tap
+        if tap not in taps or not 0 <= other < x.shape[1] or not seen[tap][b, t]:
+            continue
+        y[b, t] += kernel[:, tap] * x[b, other]
+        dx[b, other] += kernel[:, tap] * dy[b, t]
+        dk[:, tap] += x[b, other] * dy[b, t]
+    return y, dx, dk
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("length", [1, 2, 37, 128, 301])  # 301 is blocks of 128 and a part
+@pytest.mark.parametrize("taps, behind", [((0, 1, 2, 3), 3), ((0, 1, 2, 3, 4), 2), ((2, 4), 2)])
+def test_outputs_and_gradients_are_those_of_loops(rows, length, taps, behind):
+    rng = np.random.default_rng([rows, length, behind])
+    width, channels = max(taps) + 1, 5
+    x, dy = (rng.normal(size=(rows, length, channels)).astype(np.float32) for _ in range(2))
+    kernel = rng.normal(size=(channels, width)).astype(np.float32)
+    ids = np.sort(rng.integers(0, 4, (rows, length)), 1)
+    seen = np.asarray(same_document(jnp.asarray(ids), width, behind))
+    expected = loops(x, kernel, seen, taps, behind, dy)
+    y, back = jax.vjp(lambda x, k: depthwise(x, k, jnp.asarray(seen), taps, behind), x, kernel)
+    for actual, right in zip((y, *back(dy)), expected, strict=True):
+        assert_close(actual, right)
+
+
+def test_one_mask_for_all_rows():
+    rng = np.random.default_rng(0)
+    x, dy = (rng.normal(size=(2, 150, 3)).astype(np.float32) for _ in range(2))
+    kernel = rng.normal(size=(3, 4)).astype(np.float32)
+    seen = rng.random((4, 1, 150)) < 0.5
+    everywhere = np.broadcast_to(seen, (4, 2, 150))
+    expected = loops(x, kernel, everywhere, (0, 1, 2, 3), 3, dy)
+    run = lambda x, k: depthwise(x, k, jnp.asarray(seen), (0, 1, 2, 3), 3)
+    y, back = jax.vjp(run, x, kernel)
+    for actual, right in zip((y, *back(dy)), expected, strict=True):
+        assert_close(actual, right)
+
+
+def test_bfloat16_inputs_are_summed_in_float32():
+    rng = np.random.default_rng(0)
+    x, dy = (jnp.asarray(rng.normal(size=(2, 400, 3)), jnp.bfloat16) for _ in range(2))
+    kernel = jnp.asarray(rng.normal(size=(3, 4)), jnp.float32)
+    seen = np.ones((4, 2, 400), bool)
+    expected = loops(x, kernel, seen, (0, 1, 2, 3), 3, dy)
+    y, back = jax.vjp(lambda x, k: depthwise(x, k, jnp.asarray(seen), (0, 1, 2, 3), 3), x, kernel)
+    dx, dk = back(dy)
+    assert y.dtype == dx.dtype == jnp.bfloat16 and dk.dtype == jnp.float32
+    assert_close(y, expected[0], "bfloat16")
+    assert_close(dx, expected[1], "bfloat16")
+    assert_close(dk, expected[2])
+
+
+def test_a_tail_is_the_inputs_before():
+    """A sequence in two pieces, the second with the end of the first as its tail."""
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(2, 20, 3)).astype(np.float32)
+    kernel = rng.normal(size=(3, 4)).astype(np.float32)
+    whole = short_conv(jnp.asarray(x), jnp.asarray(kernel))
+    for cut in (3, 8, 19):
+        last = short_conv(
+            jnp.asarray(x[:, cut:]), jnp.asarray(kernel), jnp.asarray(x[:, cut - 3 : cut])
+        )
+        assert_close(last, whole[:, cut:])
