@@ -32,7 +32,7 @@ config = Config(
         head_dim=32,
         tie_embeddings=True,
         max_length=1024,
-        mixers=(TTTMLP(),),
+        mixers=(TTTMLP(lr=0.1 / 32),),  # the paper's rate over head_dim
     ),
     optim=Optim(lr=2e-3, schedule="cosine", decay_steps=300, warmup=30, clip=1.0),
     train=Train(steps=300, batch=4, eval_every=100, checkpoint_every=100, log_every=20),
