@@ -1,6 +1,6 @@
 """A hybrid of gated delta memories on held-out books, beside a window and in-place TTT.
 
-    python benchmarks/books_mixers.py --data DIR           # three arms, an hour on two cores
+    python benchmarks/books_mixers.py --data DIR           # three runs, an hour on two cores
     python benchmarks/books_mixers.py --data DIR --quick   # 30 updates and few windows, in minutes
 
 DIR holds the books of `configs/books.py`. All arms have its data, order and optimiser, four layers
@@ -20,6 +20,7 @@ import harness
 import jax
 import numpy as np
 import tyro
+from flax import nnx
 
 from fastweights.models.decoder import Decoder
 from fastweights.models.decoder_config import DecoderConfig
@@ -43,6 +44,10 @@ ARMS: dict[str, Change] = {
     "in-place TTT": lambda model: model,
     HYBRID: lambda model: plain(model, mixers=(*3 * (GatedDelta(),), "attention")),
 }
+
+
+#: arms that are another one, trained, with a decay put on afterwards
+AFTERWARDS = {"in-place TTT, decay 0.9 afterwards": ("in-place TTT", 0.9)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,8 +77,6 @@ class Options:
 
 def parameters(model: DecoderConfig) -> int:
     """Parameters of a decoder, which is not made for it."""
-    from flax import nnx
-
     return parameter_count(jax.eval_shape(lambda: Decoder(model, rngs=nnx.Rngs(0))))
 
 
@@ -96,13 +99,25 @@ def arms(options: Options) -> dict[str, Config]:
     ttt = dataclasses.replace(model.ttt, layers=tuple(range(LAYERS)))
     models = {name: change(dataclasses.replace(model, ttt=ttt)) for name, change in ARMS.items()}
     config = lambda model: dataclasses.replace(base, model=model, seed=options.seed)
-    return {name: config(model) for name, model in equal_parameters(models).items()}
+    found = {name: config(model) for name, model in equal_parameters(models).items()}
+    return found | {name: found[trained] for name, (trained, _) in AFTERWARDS.items()}
+
+
+def with_decay(model: Decoder, decay: float) -> Decoder:
+    """A model with in-place layers that forget as they write."""
+    config = model.config
+    assert config.ttt is not None
+    config = dataclasses.replace(config, ttt=dataclasses.replace(config.ttt, decay=decay))
+    abstract = nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0)))
+    return nnx.merge(nnx.split(abstract)[0], nnx.state(model))
 
 
 def run(arm: str, config: Config, folder: Path, windows: int, length: int) -> dict[str, Any]:
     """Train one arm, or continue its run, and measure it on the test books."""
     result = train(config, folder, quiet=True)
     model, task = result.state.model, config.task
+    if arm in AFTERWARDS:
+        model = with_decay(model, AFTERWARDS[arm][1])
     losses = functools.partial(jax.jit(task.losses), model)
     found = {}
     for document in task.documents("test", config.data):
@@ -146,7 +161,7 @@ def table(runs: list[dict[str, Any]]) -> str:
     ]
     for book in runs[0]["losses"]:
         base = curve(found[BASELINE], book) if BASELINE in found else None
-        for arm in [name for name in ARMS if name in found]:
+        for arm in [name for name in (*ARMS, *AFTERWARDS) if name in found]:
             values = curve(found[arm], book)
             cells = [f"{x:.3f}" for x in values]
             if base is not None and arm != BASELINE:
@@ -170,7 +185,8 @@ def main(options: Options) -> None:
             continue
         about = harness.circumstances(("fastweights", "jax", "jaxlib", "flax", "optax", "numpy"))
         about["command"] = about["command"].replace(str(options.data), "DIR")
-        folder = options.runs / f"{arm.replace(' ', '-').replace(',', '')}-{options.steps}"
+        trained = AFTERWARDS.get(arm, (arm,))[0]
+        folder = options.runs / f"{trained.replace(' ', '-').replace(',', '')}-{options.steps}"
         begun = time.monotonic()
         result = run(arm, config, folder, options.windows, length)
         result["minutes"] = round((time.monotonic() - begun) / 60, 1)

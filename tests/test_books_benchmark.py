@@ -4,10 +4,14 @@ import dataclasses
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from support import ROOT
+from tolerances import assert_close
 
+from fastweights.models.decoder import build
 from fastweights.models.decoder_config import DecoderConfig, InPlaceTTT
 from fastweights.tasks.base import Data
 from fastweights.tasks.language import Language
@@ -151,3 +155,28 @@ def test_from_text_to_table(books, monkeypatch, tmp_path, capsys):
     assert out.read_text() == text
     with pytest.raises(SystemExit, match="no arm 'lstm'"):
         books.main(dataclasses.replace(options, arms=("lstm",)))
+
+
+def test_arms_of_mixers_have_equal_parameters(script):
+    mixers = script("books_mixers")
+    arms = mixers.arms(mixers.Options(data=ROOT, steps=10))
+    counts = {name: mixers.parameters(config.model) for name, config in arms.items()}
+    assert len(counts) == 4 and max(counts.values()) <= 1.01 * min(counts.values())
+
+
+def test_a_decay_put_on_afterwards_changes_what_the_third_chunk_reads(script):
+    """The first chunk reads W0 and the second one write; a decay tells from the third on."""
+    mixers = script("books_mixers")
+    config = mixers.arms(mixers.Options(data=ROOT, steps=10))["in-place TTT"].model
+    small = {"hidden": 16, "intermediate": 24, "heads": 2, "kv_heads": 2, "head_dim": 8}
+    config = dataclasses.replace(config, **small)
+    model = build(config, 0)
+    for block in model.blocks:
+        block.mlp.conv[...] = jnp.ones_like(block.mlp.conv[...])
+        block.mlp.proj[...] = jnp.broadcast_to(jnp.eye(16), block.mlp.proj.shape)
+    model.embed.embedding[...] = 50 * model.embed.embedding[...]
+    tokens = jax.random.randint(jax.random.key(0), (1, 4 * config.ttt.chunk), 0, 256)
+    chunks = lambda model: np.asarray(model(tokens)).reshape(4, -1)
+    before, after = chunks(model), chunks(mixers.with_decay(model, 0.5))
+    assert_close(after[:2], before[:2])
+    assert np.abs(after[2] - before[2]).max() > 1e-4

@@ -167,6 +167,7 @@ CONFIGS = {
             clip=0.5,
             clip_relative=True,
             clip_after_lr=False,
+            decay=0.9,
         ),
     ),
 }

@@ -47,6 +47,7 @@ CASES = {
             clip_after_lr=False,
         ),
     ),
+    "ttt_decay": change(LLAMA, layers=2, ttt=InPlaceTTT(layers=(0, 1), chunk=3, decay=0.6)),
     "ttt_every_layer": change(LLAMA, layers=2, ttt=InPlaceTTT(layers=(0, 1), chunk=1, proj=False)),
 }
 

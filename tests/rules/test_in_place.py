@@ -25,7 +25,7 @@ def shortened(delta, limit):
     return delta * min(1.0, limit / norm) if norm > 0 else delta
 
 
-def loop(w0, start, z, v, *, chunk, lr, segments, limit=np.inf):
+def loop(w0, start, z, v, *, chunk, lr, segments, limit=np.inf, decay=1.0):
     """The definition, a token at a time: what it reads was written by earlier chunks of its own."""
     ids = np.ones(len(z), int) if segments is None else np.asarray(segments)
     documents = [i for i in ids if i > 0]
@@ -34,14 +34,15 @@ def loop(w0, start, z, v, *, chunk, lr, segments, limit=np.inf):
         W = start if document == documents[0] else w0
         for j in range(chunks):
             own = [s for s in range(j * chunk, j * chunk + chunk) if ids[s] == document]
-            W = W + shortened(lr * sum((np.outer(v[s], z[s]) for s in own), 0 * w0), limit)
+            write = shortened(lr * sum((np.outer(v[s], z[s]) for s in own), 0 * w0), limit)
+            W = w0 + decay * (W - w0) + write
         return W
 
     y = [weights(i, t // chunk) @ z[t] if i else w0 @ z[t] for t, i in enumerate(ids)]
     return np.array(y), weights(documents[-1], len(z) // chunk)
 
 
-def by_gradient(w0, start, z, v, *, chunk, lr, segments, limit=None):
+def by_gradient(w0, start, z, v, *, chunk, lr, segments, limit=None, decay=1.0):
     """Each document's chunks in turn, each write a gradient step on the inner loss."""
     ids = np.ones(len(z), int) if segments is None else np.asarray(segments)
     documents = list(dict.fromkeys(i for i in ids.tolist() if i > 0))
@@ -50,14 +51,16 @@ def by_gradient(w0, start, z, v, *, chunk, lr, segments, limit=None):
         W = start if document == documents[0] else w0
         for first in range(0, len(z), chunk):
             rows = [s for s in range(first, min(first + chunk, len(z))) if ids[s] == document]
-            if not rows:
-                continue
-            rows = np.array(rows)
-            y = y.at[rows].set(z[rows] @ W.T)
             if first + chunk <= len(z):
-                step = -lr * jax.grad(inner_loss)(W, z[rows], v[rows])
+                after = w0 + decay * (W - w0)
+            if rows:
+                y = y.at[np.array(rows)].set(z[np.array(rows)] @ W.T)
+            if rows and first + chunk <= len(z):
+                step = -lr * jax.grad(inner_loss)(W, z[np.array(rows)], v[np.array(rows)])
                 norm = jnp.sqrt(jnp.sum(step**2))
-                W = W + (step if limit is None else step * jnp.minimum(1.0, limit / norm))
+                after += step if limit is None else step * jnp.minimum(1.0, limit / norm)
+            if first + chunk <= len(z):
+                W = after
     return y, W
 
 
@@ -98,11 +101,19 @@ CASES = [  # length, chunk, documents, clip, seed
     (7, 4, two, {}, 13),
     (3, 4, late, {}, 14),
     (11, 4, late, {"clip": 0.7, "clip_relative": True}, 15),
+    (13, 4, one_document, {"decay": 0.9}, 16),
+    (12, 4, one_document, {"decay": 0.5}, 17),
+    (3, 4, one_document, {"decay": 0.5}, 18),
+    (13, 1, one_document, {"decay": 0.0}, 19),
+    (12, 4, one_document, {"decay": 0.8, "clip": 0.9, "clip_relative": True}, 20),
+    (20, 4, many, {"decay": 0.7}, 21),
+    (16, 3, many, {"decay": 0.7, "clip": 0.3}, 22),
+    (11, 4, late, {"decay": 0.6}, 23),
 ]
 LR = 0.4
 
 
-def limit_of(w0, clip=np.inf, clip_relative=False, clip_after_lr=True):
+def limit_of(w0, clip=np.inf, clip_relative=False, clip_after_lr=True, decay=1.0):
     xp = np if isinstance(w0, np.ndarray) else jnp
     return clip * (xp.sqrt(xp.sum(w0**2)) if clip_relative else 1.0) * (1 if clip_after_lr else LR)
 
@@ -125,16 +136,16 @@ def test_chunk_scan_is_the_definition_in_float64(length, chunk, documents, clip,
     """Outputs, final state and every gradient: a NumPy loop, its slope, and autodiff's loss."""
     inputs, cotangents = problem(seed, length)
     segments = documents(length)
-    how = {"chunk": chunk, "lr": LR, "segments": segments}
+    how = {"chunk": chunk, "lr": LR, "segments": segments, "decay": clip.get("decay", 1.0)}
     with jax.enable_x64(True):
         ours = outcome(
-            lambda w0, start, z, v: chunk_scan(w0, z, v, start=start, **how, **clip),
+            lambda w0, start, z, v: chunk_scan(w0, z, v, start=start, **how | clip),
             inputs,
             cotangents,
         )
         theirs = outcome(
             lambda w0, *rest: by_gradient(
-                w0, *rest, **how, limit=limit_of(w0, **clip) if clip else None
+                w0, *rest, **how, limit=limit_of(w0, **clip) if "clip" in clip else None
             ),
             inputs,
             cotangents,
@@ -161,29 +172,35 @@ def test_chunk_scan_is_the_definition_in_float64(length, chunk, documents, clip,
 def test_the_clipped_cases_clip():
     """A case whose writes were all short, or all long, would show nothing."""
     for length, chunk, documents, clip, seed in CASES:
-        if clip:
+        if "clip" in clip:
             (w0, start, z, v), _ = problem(seed, length)
             how = {"chunk": chunk, "lr": LR, "segments": documents(length)}
+            how |= {"decay": clip.get("decay", 1.0)}
             free, _ = loop(w0, start, z, v, **how)
             clipped, _ = loop(w0, start, z, v, **how, limit=limit_of(w0, **clip))
             assert np.abs(free - clipped).max() > 0.1
 
 
+@pytest.mark.parametrize("decay", [1.0, 0.8])
 @pytest.mark.parametrize("seed,length,chunk", [(0, 13, 4), (1, 12, 4), (2, 3, 5)])
-def test_attention_form_is_the_scan(seed, length, chunk):
+def test_attention_form_is_the_scan(seed, length, chunk, decay):
     """Outputs and every gradient, in float64."""
     (w0, _, z, v), (dy, _) = problem(seed, length)
     with jax.enable_x64(True):
         results = []
         for form in (lambda *a, **k: chunk_scan(*a, **k, final=False)[0], attention):
-            value = lambda w0, z, v, form=form: jnp.sum(dy * form(w0, z, v, chunk=chunk, lr=LR))
+            how = {"chunk": chunk, "lr": LR, "decay": decay}
+            value = lambda w0, z, v, form=form, how=how: jnp.sum(dy * form(w0, z, v, **how))
             results.append(
                 jax.value_and_grad(value, argnums=(0, 1, 2))(*map(jnp.asarray, (w0, z, v)))
             )
         jax.tree.map(lambda a, b: assert_close(a, b, "float64"), *results)
 
 
-@pytest.mark.parametrize("clip", [{}, {"clip": 0.5}, {"clip": 0.1, "clip_relative": True}])
+@pytest.mark.parametrize(
+    "clip",
+    [{}, {"clip": 0.5}, {"clip": 0.1, "clip_relative": True}, {"clip": 0.5, "decay": 0.7}],
+)
 @pytest.mark.parametrize("length,chunk", [(13, 4), (6, 1), (3, 5)])
 def test_the_rule_is_the_scan(length, chunk, clip):
     """Token by token, in odd chunks, and over the whole: outputs, weights, and what is pending."""
@@ -227,7 +244,7 @@ def test_a_sequence_can_go_on_from_the_state_of_its_first_part():
                 assert_close(two[name], one[name], "float64", name)
 
 
-@pytest.mark.parametrize("clip", [{}, {"clip": 0.5}])
+@pytest.mark.parametrize("clip", [{}, {"clip": 0.5}, {"decay": 0.9}, {"decay": 0.3}])
 @pytest.mark.parametrize("packed", [False, True])
 def test_walking_back_keeps_float32_gradients(packed, clip):
     """64 chunks: the weights that were subtracted back are those that were read, to rounding."""
@@ -318,7 +335,10 @@ ONES = jnp.ones((2, 2)), jnp.ones((3, 2)), jnp.ones((3, 2))
     [
         (lambda: InPlace(chunk_size=0), "chunk_size must be at least 1"),
         (lambda: InPlace(clip=0.0), "clip must be positive"),
+        (lambda: InPlace(decay=1.1), "decay must be from 0 to 1"),
+        (lambda: InPlace(decay=0.5, loss=inner_loss), "decay and total go without loss"),
         (lambda: chunk_scan(*ONES, chunk=0, lr=1.0), "chunk must be at least 1"),
+        (lambda: chunk_scan(*ONES, chunk=1, lr=1.0, decay=-0.1), "decay must be from 0 to 1"),
         (
             lambda: chunk_scan(jnp.ones((2, 2)), jnp.ones((3, 2)), jnp.ones((4, 2)), chunk=1, lr=1),
             "one leading time axis",

@@ -44,14 +44,15 @@ def test_one_layer_needs_less_than_2_5_gib(chunk):
     assert temporary(ours, chunk) <= 2.5
 
 
-def test_memory_does_not_grow_with_the_number_of_chunks():
+@pytest.mark.parametrize("options", [{}, {"decay": 0.9}])
+def test_memory_does_not_grow_with_the_number_of_chunks(options):
     """8 to 128 chunks: no more, where the form that keeps every chunk's weights has all of them."""
-    few, many = temporary(ours, 4096), temporary(ours, 256)
+    few, many = temporary(ours, 4096, **options), temporary(ours, 256, **options)
     assert many <= 1.05 * few
     assert temporary(materialised, 1024) >= 8.0
 
 
-@pytest.mark.parametrize("options", [{"packed": True}, {"clip": 1.0}])
+@pytest.mark.parametrize("options", [{"packed": True}, {"clip": 1.0}, {"decay": 0.9}])
 def test_packed_and_clipped_rows_stay_below_too(options):
     assert temporary(ours, 512, **options) <= 2.5
 

@@ -19,6 +19,7 @@ OURS: dict[str, type] = {
     "clip": float,
     "clip_relative": bool,
     "clip_after_lr": bool,
+    "decay": float,
 }
 PREFIX = "fastweights_ttt_"
 KEYS = (

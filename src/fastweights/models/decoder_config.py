@@ -215,6 +215,8 @@ def _ttt_problems(config: DecoderConfig, ttt: InPlaceTTT) -> list[str]:
         )
     if ttt.clip is not None and not ttt.clip > 0:
         found.append(f"ttt.clip is {ttt.clip}; it must be positive, or None for no clipping")
+    if not 0 <= ttt.decay <= 1:
+        found.append(f"ttt.decay is {ttt.decay}; it must be from 0 to 1, and 1 forgets nothing")
     return found
 
 

@@ -59,6 +59,7 @@ class InPlaceTTT:
         clip: τ, the largest Frobenius norm of one write; None, as released, for no limit.
         clip_relative: τ is in units of the norm of the slow weights.
         clip_after_lr: τ limits η Σ v zᵀ; otherwise Σ v zᵀ. The paper leaves it open.
+        decay: λ, from 0 to 1: before a write, W - W0 is multiplied by it. The paper has none.
     """
 
     layers: tuple[int, ...] = (0, 6, 12, 18, 24, 30)
@@ -71,6 +72,7 @@ class InPlaceTTT:
     clip: float | None = None
     clip_relative: bool = False
     clip_after_lr: bool = True
+    decay: float = 1.0
 
 
 class InPlaceMLP(MLP):
@@ -145,6 +147,7 @@ class InPlaceMLP(MLP):
             clip=ttt.clip,
             clip_relative=ttt.clip_relative,
             clip_after_lr=ttt.clip_after_lr,
+            decay=ttt.decay,
             total=total,
         )
 
@@ -160,7 +163,7 @@ class InPlaceMLP(MLP):
             z: `[C, F]` from `hidden`.
             v: `[C, D]` from `targets`.
         """
-        return self.rule().write_chunk(weights, z, v, self.rule().limit(self.slow))
+        return self.rule().write_chunk(weights, z, v, self.rule().limit(self.slow), self.slow)
 
     @property
     def commit_every(self) -> int:

@@ -7,6 +7,9 @@ first and written after it:
     read     y_t = W z_t                  for every token t of the chunk
     write    W <- W + η Σ_t v_t z_tᵀ      once, when the chunk is complete
 
+With a decay λ, which the paper has not, the write is W <- W0 + λ (W - W0) + η Σ_t v_t z_tᵀ. What a
+chunk wrote counts λⁿ after n more writes; at λ = 1, as released, W - W0 grows with every chunk.
+
 The write is one gradient step on `inner_loss`, -Σ_t <W z_t, v_t>, which is linear in W. So what a
 chunk writes does not depend on W, and reading is linear attention in which z is key and query, v
 the value, and no token sees its own chunk. Three forms of one meaning:
@@ -91,19 +94,21 @@ class InPlace(Rule):
             code. The paper clips at inference.
         clip_relative: τ is in units of the norm of the weights a sequence starts from.
         clip_after_lr: τ limits η Σ v zᵀ; otherwise it limits Σ v zᵀ.
+        decay: λ, from 0 to 1: before a write, W - W0 is multiplied by it. The paper has none.
         total: sums an array over all columns of W, for a caller that has a part of them.
         loss: the inner loss, of an output `[d]` and a value `[d]`; None is −⟨W z, v⟩.
         optimizer: the inner optimiser, as of `Online`; None is gradient descent of rate η, and with
             another one `lr` has no meaning. It sees what was added to W0 as its weights:
-            `optax.add_decayed_weights` is forgetting. Its `clip_by_global_norm` takes the place of
-            `clip`: before `sgd` for `clip_after_lr=False`, after it for True.
+            `optax.add_decayed_weights(w)` before `sgd` is a `decay` of 1 - η w. Its
+            `clip_by_global_norm` takes the place of `clip`: before `sgd` for
+            `clip_after_lr=False`, after it for True.
 
     With neither loss nor optimiser the rule is the released one, which has a reversible scan; see
     `in_place_general.py` for the others.
 
     Raises:
-        ValueError: `chunk_size` or `clip` is not positive, or `clip` or `total` is given with a
-            loss or an optimiser.
+        ValueError: `chunk_size` or `clip` is not positive, `decay` is not from 0 to 1, or `clip`,
+            `decay` or `total` is given with a loss or an optimiser.
     """
 
     lr: float = 0.3
@@ -111,6 +116,7 @@ class InPlace(Rule):
     clip: float | None = None
     clip_relative: bool = False
     clip_after_lr: bool = True
+    decay: float = 1.0
     total: Total = dataclasses.field(default=jnp.sum, repr=False)
     loss: Loss | None = dataclasses.field(default=None, repr=False)
     optimizer: Optimizer | None = dataclasses.field(default=None, repr=False)
@@ -123,8 +129,11 @@ class InPlace(Rule):
             raise ValueError(f"chunk_size must be at least 1, got {self.chunk_size}")
         if self.clip is not None and not self.clip > 0:
             raise ValueError(f"clip must be positive or None, got {self.clip}")
-        if self.learner and (self.clip is not None or self.total is not jnp.sum):
-            raise ValueError("clip and total are of the released rule, without loss and optimizer")
+        if not 0 <= self.decay <= 1:
+            raise ValueError(f"decay must be from 0 to 1, got {self.decay}")
+        others = self.clip is not None or self.decay != 1 or self.total is not jnp.sum
+        if self.learner and others:
+            raise ValueError("clip, decay and total go without loss and optimizer, which have them")
 
     @property
     def learner(self) -> Learner | None:
@@ -174,16 +183,21 @@ class InPlace(Rule):
         """Add `tokens` tokens' η Σ v zᵀ to the pending ones, and commit them if that is a chunk."""
         pending, count = state.pending + delta, state.count + tokens
         full = count >= self.chunk_size
-        after = commit(state.weights, pending, state.limit, self.total)
+        after = commit(
+            state.weights, pending, state.limit, self.total, slow=state.slow, decay=self.decay
+        )
         return state._replace(
             weights=jnp.where(full, after, state.weights),
             pending=jnp.where(full, 0, pending),
             count=jnp.where(full, 0, count),
         )
 
-    def write_chunk(self, weights: Array, z: Array, v: Array, limit: Array | None) -> Array:
-        """W after one complete chunk: `[d, f]`, `[C, f]`, `[C, d]`, `[]` -> `[d, f]`."""
-        return commit(weights, deltas(z, v, self.lr), limit, self.total)
+    def write_chunk(
+        self, weights: Array, z: Array, v: Array, limit: Array | None, slow: Array
+    ) -> Array:
+        """W after one chunk: `[d, f]`, `[C, f]`, `[C, d]`, `[]` and W0 `[d, f]` -> `[d, f]`."""
+        delta = deltas(z, v, self.lr)
+        return commit(weights, delta, limit, self.total, slow=slow, decay=self.decay)
 
     def read(self, state: State, query: Array) -> Array:
         """W z: `[f] -> [d]`."""
@@ -211,7 +225,7 @@ class InPlace(Rule):
             return general.sequence(self, self.learner, self.chunk_size, state, tokens, segment_ids)
         if tokens.store is not None:
             return None
-        plan = Plan(self.chunk_size, self.lr, False, self.total)
+        plan = Plan(self.chunk_size, self.lr, False, self.total, self.decay)
         z, v, _ = tokens
         return scan_chunks(plan, state.slow, state.weights, state.limit, z, v, segment_ids)[0]
 

@@ -1,9 +1,10 @@
-"""In-Place TTT over a row of several documents, each with fast weights of its own.
+"""In-Place TTT that forgets: a row of several documents, and a decay of what was written.
 
 The row is cut in the same chunks whatever lies in it. At the border of two chunks at most one
 document goes on, so one matrix is carried: it belongs to the document of the last token so far, the
 owner. Tokens of the owner read it, all others read the weights a document starts from, and a chunk
-that ends in another document than its owner starts that document's matrix.
+that ends in another document than its owner starts that document's matrix. A row of one document
+has no such layout, and its matrix is always its own.
 
 Forgetting cannot be walked back, so the backward pass goes over the row twice: forwards for the
 fast weights that the gradient to Z needs, then backwards for the gradient to them.
@@ -39,11 +40,13 @@ class Layout(NamedTuple):
     goes_on: Array  # [n] bool, the chunk ends in the document that it began with
 
 
-def layout(segments: Array, chunk: int) -> Layout:
-    """`[T]` document numbers, 0 for padding, to what each token and chunk does.
+def layout(segments: Array | None, chunk: int) -> Layout | None:
+    """`[T]` document numbers, 0 for padding, to what each token and chunk does; None is None.
 
     The matrix a row starts with belongs to the first document.
     """
+    if segments is None:
+        return None
     length = len(segments)
     chunks = -(-length // chunk)
     place = jnp.arange(length)
@@ -65,27 +68,34 @@ def packed_scan(
     limit: Array | None,
     z: Array,
     v: Array,
-    segments: Array,
+    segments: Array | None,
 ) -> tuple[Array, Array | None]:
-    """`chunk_scan` with `segments`: outputs `[T, d]` and the last document's weights."""
+    """`chunk_scan` with documents or a decay: outputs `[T, d]` and the last document's weights."""
     return _forward(plan, w0, start, limit, z, v, segments)[0]
 
 
-def _chunk(plan: Plan, at: Layout, i, z, v):
+def _chunk(plan: Plan, at: Layout | None, i, z, v):
     """Rows of chunk i, with 0 for what it does not store."""
     zi, vi = piece(z, i, plan.chunk), piece(v, i, plan.chunk)
-    return zi, jnp.where(piece(at.stores, i, plan.chunk), vi, 0)
+    return zi, vi if at is None else jnp.where(piece(at.stores, i, plan.chunk), vi, 0)
 
 
-def _after(plan, weights, w0, goes_on, delta, limit):
-    """The matrix after a chunk that writes `delta`; None for a chunk that is not complete."""
-    weights = jnp.where(goes_on, weights, w0.astype(weights.dtype))
-    return weights if delta is None else commit(weights, delta, limit, plan.total)
+def _after(plan: Plan, at: Layout | None, i, weights, w0, delta, limit):
+    """The matrix after chunk i, which writes `delta`; None for a chunk that is not complete."""
+    if at is not None:
+        weights = jnp.where(at.goes_on[i], weights, w0.astype(weights.dtype))
+    if delta is None:
+        return weights
+    return commit(weights, delta, limit, plan.total, slow=w0, decay=plan.decay)
 
 
-def _before(grad, d_w0, goes_on):
-    """Back through `_after`: the gradients to the matrix before the chunk, and to w0."""
-    return jnp.where(goes_on, grad, 0), d_w0 + jnp.where(goes_on, 0, grad)
+def _before(at: Layout | None, i, grad: Array, d_w0: Array, decay: float) -> tuple[Array, Array]:
+    """Back through `_after`: the gradients to the matrix before chunk i, and to w0."""
+    if decay != 1:
+        d_w0, grad = d_w0 + (1 - decay) * grad, decay * grad
+    if at is None:
+        return grad, d_w0
+    return jnp.where(at.goes_on[i], grad, 0), d_w0 + jnp.where(at.goes_on[i], 0, grad)
 
 
 def _forward(plan, w0, start, limit, z, v, segments):
@@ -98,18 +108,19 @@ def _forward(plan, w0, start, limit, z, v, segments):
         zi, vi = _chunk(plan, at, i, z, v)
         y = put(y, read(weights, zi), i * plan.chunk)
         delta = deltas(zi, vi, plan.lr)
-        return _after(plan, weights, w0, at.goes_on[i], delta, limit), y
+        return _after(plan, at, i, weights, w0, delta, limit), y
 
     y = jnp.zeros((len(z), v.shape[1]), z.dtype)
     weights, y = over_chunks(body, (start, y), count)
     y = put(y, read(weights, z[last:]), last)
-    y = jnp.where(at.reads, y, read(w0, z))
+    if at is not None:
+        y = jnp.where(at.reads, y, read(w0, z))
     final = None
     if plan.final:
         delta = None
         if len(z) - last == plan.chunk:
             delta = deltas(*_chunk(plan, at, count, z, v), plan.lr)
-        final = _after(plan, weights, w0, at.goes_on[count], delta, limit)
+        final = _after(plan, at, count, weights, w0, delta, limit)
     return (y, final), (w0, start, limit, z, v, segments)
 
 
@@ -119,8 +130,12 @@ def _backward(plan, saved, cotangents):
     at = layout(segments, plan.chunk)
     count = num_writes(len(z), plan.chunk)
     last = count * plan.chunk
-    fresh = jnp.where(at.reads, 0, dy)  # what was read from w0
-    dy = jnp.where(at.reads, dy, 0)
+    dz, d_w0 = jnp.zeros_like(z), jnp.zeros_like(start)
+    if at is not None:
+        fresh = jnp.where(at.reads, 0, dy)  # what was read from w0
+        dy = jnp.where(at.reads, dy, 0)
+        dz = contract(fresh, w0, (1, 0), z.dtype)
+        d_w0 = outer(fresh, z).astype(start.dtype)
 
     def forwards(carry, i):
         weights, dz = carry
@@ -130,9 +145,8 @@ def _backward(plan, saved, cotangents):
             dz, piece(dz, i, plan.chunk) + contract(piece(dy, i, plan.chunk), weights, (1, 0)), row
         )
         delta = deltas(zi, vi, plan.lr)
-        return _after(plan, weights, w0, at.goes_on[i], delta, limit), dz
+        return _after(plan, at, i, weights, w0, delta, limit), dz
 
-    dz = contract(fresh, w0, (1, 0), z.dtype)
     weights, dz = over_chunks(forwards, (start, dz), count)
     dz = put(dz, dz[last:] + contract(dy[last:], weights, (1, 0)), last)
 
@@ -147,8 +161,9 @@ def _backward(plan, saved, cotangents):
         row = i * plan.chunk
         dz = put(dz, piece(dz, i, plan.chunk) + plan.lr * contract(vi, d_delta, (1, 0)), row)
         dv_i = plan.lr * contract(zi, d_delta, (1, 1))
-        dv = put(dv, jnp.where(piece(at.stores, i, plan.chunk), dv_i, 0), row)
-        return *_before(grad, d_w0, at.goes_on[i]), d_limit, dz, dv
+        if at is not None:
+            dv_i = jnp.where(piece(at.stores, i, plan.chunk), dv_i, 0)
+        return *_before(at, i, grad, d_w0, plan.decay), d_limit, dz, put(dv, dv_i, row)
 
     def backwards(carry, i):
         grad, *rest = unwrite(carry, i)
@@ -156,13 +171,12 @@ def _backward(plan, saved, cotangents):
         return grad + outer(di, zi), *rest
 
     grad = jnp.zeros_like(start) if d_final is None else d_final
-    d_w0 = outer(fresh, z).astype(start.dtype)
     d_limit = None if limit is None else jnp.zeros_like(limit)
     carry = (grad, d_w0, d_limit, dz, jnp.zeros_like(v))
     if plan.final and len(z) - last == plan.chunk:
         carry = unwrite(carry, count)
     elif plan.final:
-        carry = (*_before(grad, d_w0, at.goes_on[count]), *carry[2:])
+        carry = (*_before(at, count, grad, d_w0, 1.0), *carry[2:])
     grad, *rest = carry
     carry = (grad + outer(dy[last:], z[last:]), *rest)
     grad, d_w0, d_limit, dz, dv = over_chunks(backwards, carry, count, reverse=True)

@@ -8,8 +8,8 @@ the chunk read, it goes from the last chunk to the first:
     dZ   = dY W + η V G            dV = η Z Gᵀ
     G   <- G + dYᵀ Z               at the first chunk: the gradient to the weights at the start
 
-It saves one matrix, not one per chunk. Packed rows forget at document borders, which cannot be
-walked back: in_place_packed.py. Both write their results into one array inside the loop, because
+It saves one matrix, not one per chunk. Forgetting cannot be walked back, at a document border or by
+a decay: in_place_packed.py. Both write their results into one array inside the loop, because
 stacking and joining pieces would copy arrays of the size of Z.
 """
 
@@ -111,7 +111,7 @@ def scan_chunks(
     segments: Array | None,
 ) -> tuple[Array, Array | None]:
     """`chunk_scan` from a `Plan` and the limit `[]` of a write."""
-    if segments is None:
+    if segments is None and plan.decay == 1:
         return _scan(plan, start, limit, z, v)
     return packed_scan(plan, w0, start, limit, z, v, segments)
 
@@ -126,6 +126,7 @@ def chunk_scan(
     clip: float | None = None,
     clip_relative: bool = False,
     clip_after_lr: bool = True,
+    decay: float = 1.0,
     segments: Array | None = None,
     start: Array | None = None,
     final: bool = True,
@@ -134,8 +135,8 @@ def chunk_scan(
     """In-Place TTT on one sequence: every chunk of `chunk` tokens is read, then written.
 
     Products are taken in the dtype of `z` and `v` and summed in float32, the dtype of the fast
-    weights. Cost: 2 products of the size of Z W0ᵀ forward and 5 backward (a plain layer: 1 and 2);
-    with `segments` 3 and 7. Memory does not grow with the number of chunks.
+    weights. Cost: 2 products of the size of Z W0ᵀ forward and 5 backward (a plain layer: 1 and 2),
+    with a decay too; with `segments` 3 and 7. Memory does not grow with the number of chunks.
 
     Args:
         w0: `[d, f]`, the weights a document starts from.
@@ -146,6 +147,7 @@ def chunk_scan(
         clip: largest norm τ of one chunk's write, see `write_limit`; None for no limit.
         clip_relative: τ is in units of the norm of `w0`.
         clip_after_lr: τ limits η Σ v zᵀ; otherwise it limits Σ v zᵀ.
+        decay: λ, from 0 to 1: before a write, W - W0 is multiplied by it.
         segments: `[T]` int, documents 1, 2, ... that each lie in one piece, and 0 for padding.
             A token reads the writes of earlier chunks of its own document; padding reads `w0` and
             is not written. None is one document.
@@ -162,14 +164,16 @@ def chunk_scan(
         piece continues the last document.
 
     Raises:
-        ValueError: `chunk` is not positive, there is no token, or `z`, `v` and `segments` differ in
-            length.
+        ValueError: `chunk` is not positive, `decay` is not from 0 to 1, there is no token, or `z`,
+            `v` and `segments` differ in length.
     """
     if chunk < 1:
         raise ValueError(f"chunk must be at least 1, got {chunk}")
+    if not 0 <= decay <= 1:
+        raise ValueError(f"decay must be from 0 to 1, got {decay}")
     if sequence_length((z, v, segments)) < 1:
         raise ValueError("there must be at least one token, got none")
     limit = write_limit(w0, lr, clip, relative=clip_relative, after_lr=clip_after_lr, total=total)
     state_dtype = jnp.promote_types(w0.dtype, jnp.float32)
     state = w0.astype(state_dtype) if start is None else start.astype(state_dtype)
-    return scan_chunks(Plan(chunk, lr, final, total), w0, state, limit, z, v, segments)
+    return scan_chunks(Plan(chunk, lr, final, total, decay), w0, state, limit, z, v, segments)

@@ -24,6 +24,7 @@ class Plan(NamedTuple):
     lr: float  # η
     final: bool  # is the last chunk's write wanted
     total: Total  # sums over all columns, of which z and the weights may be a part
+    decay: float = 1.0  # λ
 
 
 def contract(a: Array, b: Array, axes: tuple[int, int], dtype=None) -> Array:
@@ -105,15 +106,29 @@ def write_limit(
     return size * (tau if after_lr else tau * abs(lr))
 
 
-def commit(weights: Array, delta: Array, limit: Array | None, total: Total = jnp.sum) -> Array:
-    """The write of one chunk, W + ΔW with ΔW clipped: `[d, f]`.
+def commit(
+    weights: Array,
+    delta: Array,
+    limit: Array | None,
+    total: Total = jnp.sum,
+    *,
+    slow: Array | None = None,
+    decay: float = 1.0,
+) -> Array:
+    """The write of one chunk, W0 + λ (W - W0) + ΔW with ΔW clipped: `[d, f]`.
 
     Args:
         weights: `[d, f]`, before.
         delta: `[d, f]`, η Σ v zᵀ of the chunk.
         limit: `[]`, the largest norm of a write; None is no limit.
         total: as in `clip_norm`.
+        slow: `[d, f]`, W0; a write with a decay needs it.
+        decay: λ.
     """
+    if decay != 1.0:
+        assert slow is not None
+        slow = slow.astype(weights.dtype)
+        weights = slow + decay * (weights - slow)
     return weights + clip_norm(delta, limit, total)
 
 
@@ -148,8 +163,10 @@ def num_writes(length: int, chunk: int) -> int:
     return -(-length // chunk) - 1
 
 
-def attention(w0: Array, z: Array, v: Array, *, chunk: int, lr: float) -> Array:
+def attention(w0: Array, z: Array, v: Array, *, chunk: int, lr: float, decay: float = 1.0) -> Array:
     """Y = Z W0ᵀ + η M(Z Zᵀ) V, with M keeping the pairs whose value is of an earlier chunk.
+
+    A pair that is n chunks apart counts λ^(n - 1).
 
     Its memory grows with T², and it has no state to hand on: for short prefixes. Writes cannot be
     clipped in this form.
@@ -160,6 +177,7 @@ def attention(w0: Array, z: Array, v: Array, *, chunk: int, lr: float) -> Array:
         v: `[T, d]` values.
         chunk: tokens C per chunk.
         lr: η.
+        decay: λ.
 
     Returns:
         `[T, d]`.
@@ -170,5 +188,6 @@ def attention(w0: Array, z: Array, v: Array, *, chunk: int, lr: float) -> Array:
     if chunk < 1:
         raise ValueError(f"chunk must be at least 1, got {chunk}")
     place = jnp.arange(sequence_length((z, v))) // chunk
-    scores = jnp.where(place[:, None] > place[None, :], z @ z.T, 0)
+    apart = place[:, None] - place[None, :]
+    scores = jnp.where(apart > 0, z @ z.T * decay ** jnp.maximum(apart - 1, 0), 0)
     return z @ w0.T.astype(z.dtype) + lr * (scores @ v)
