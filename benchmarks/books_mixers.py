@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import books
+import books_long
 import harness
 import jax
 import numpy as np
@@ -25,15 +26,12 @@ from flax import nnx
 from fastweights.models.decoder import Decoder
 from fastweights.models.decoder_config import DecoderConfig
 from fastweights.rules import GatedDelta
-from fastweights.tasks import context_loss
 from fastweights.train import Config, train
 from fastweights.train.state import parameter_count
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "benchmarks" / "results" / "books_mixers.json"
-LAYERS, WINDOW, LENGTH = 4, 64, 16_384
-#: positions in a window at which the parts of a curve begin
-PARTS = (0, 128, 512, 1024, 2048, 4096, 8192)
+LAYERS, WINDOW = 4, 64
 
 Change = Callable[[DecoderConfig], DecoderConfig]
 BASELINE = "sliding window"
@@ -103,33 +101,12 @@ def arms(options: Options) -> dict[str, Config]:
     return found | {name: found[trained] for name, (trained, _) in AFTERWARDS.items()}
 
 
-def with_decay(model: Decoder, decay: float) -> Decoder:
-    """A model with in-place layers that forget as they write."""
-    config = model.config
-    assert config.ttt is not None
-    config = dataclasses.replace(config, ttt=dataclasses.replace(config.ttt, decay=decay))
-    abstract = nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0)))
-    return nnx.merge(nnx.split(abstract)[0], nnx.state(model))
-
-
 def run(arm: str, config: Config, folder: Path, windows: int, length: int) -> dict[str, Any]:
     """Train one arm, or continue its run, and measure it on the test books."""
     result = train(config, folder, quiet=True)
-    model, task = result.state.model, config.task
+    model = result.state.model
     if arm in AFTERWARDS:
-        model = with_decay(model, AFTERWARDS[arm][1])
-    losses = functools.partial(jax.jit(task.losses), model)
-    found = {}
-    for document in task.documents("test", config.data):
-        table, _ = context_loss.windows([document.tokens], length)
-        chosen = books.spread_evenly(len(table["target"]), windows)
-        each = context_loss.table_losses(losses, {k: v[chosen] for k, v in table.items()}, 2)
-        ends = [*[p for p in PARTS[1:] if p < length], length]
-        begins = [p for p in PARTS if p < length]
-        found[document.name] = [
-            [round(float(x), 4) for x in each[:, a:b].mean(1)]
-            for a, b in zip(begins, ends, strict=True)
-        ]
+        model = books_long.with_decay(model, AFTERWARDS[arm][1])
     lines = [x for x in result.history if "train/loss" in x]
     validation = [x for x in result.history if "validation/loss" in x][-1]
     return {
@@ -140,7 +117,7 @@ def run(arm: str, config: Config, folder: Path, windows: int, length: int) -> di
         "validation_loss": round(validation["validation/loss"], 4),
         "train_loss": [round(x["train/loss"], 4) for x in lines],
         # by book: a list for each part of a window, of the mean loss in every window
-        "losses": found,
+        "losses": books_long.losses_by_part(model, config, "test", windows, length),
     }
 
 
@@ -152,9 +129,7 @@ def curve(run: dict[str, Any], book: str) -> np.ndarray:
 def table(runs: list[dict[str, Any]]) -> str:
     """A line for each arm and book: loss by position, and its difference to the baseline."""
     found = {run["arm"]: run for run in runs}
-    length = len(next(iter(runs[0]["losses"].values())))
-    ends = [*PARTS[1:], LENGTH][:length]
-    spans = [f"{a:,}–{b:,}" for a, b in zip(PARTS, ends, strict=False)]
+    spans = books_long.spans(len(next(iter(runs[0]["losses"].values()))))
     lines = [
         f"| book | arm | parameters | {' | '.join(spans)} |",
         "|---|---|---|" + len(spans) * "---|",
@@ -175,7 +150,7 @@ def main(options: Options) -> None:
     """Run the missing arms, save after each, print the table."""
     import json
 
-    length = LENGTH
+    length = books_long.LENGTH
     if options.quick:
         options, length = dataclasses.replace(options, steps=30, windows=2), 2048
     out = options.out or (options.runs / "books_mixers.json" if options.quick else OUT)
@@ -186,7 +161,7 @@ def main(options: Options) -> None:
         about = harness.circumstances(("fastweights", "jax", "jaxlib", "flax", "optax", "numpy"))
         about["command"] = about["command"].replace(str(options.data), "DIR")
         trained = AFTERWARDS.get(arm, (arm,))[0]
-        folder = options.runs / f"{trained.replace(' ', '-').replace(',', '')}-{options.steps}"
+        folder = options.runs / f"{books_long.folder_name(trained)}-{options.steps}"
         begun = time.monotonic()
         result = run(arm, config, folder, options.windows, length)
         result["minutes"] = round((time.monotonic() - begun) / 60, 1)

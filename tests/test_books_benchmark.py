@@ -113,13 +113,14 @@ def test_windows_are_spread_over_the_books(books):
     assert books.spread_evenly(3, 192).tolist() == [0, 1, 2]
 
 
-def test_from_text_to_table(books, monkeypatch, tmp_path, capsys):
-    """Four updates of two arms; nothing is run twice, and the paths of the machine stay out."""
+@pytest.fixture
+def small(tmp_path):
+    """Three short texts and a decoder of one layer for them."""
     texts = tmp_path / "texts"
     texts.mkdir()
     for name, word in (("a", "north "), ("b", "south "), ("c", "east ")):
         (texts / f"{name}.txt").write_text(word * 120)
-    small = Config(
+    return Config(
         task=Language(length=32, validation=("b.txt",), test=("c.txt",), short="drop"),
         model=DecoderConfig(
             family="qwen3", vocab=264, hidden=8, intermediate=16, layers=1, heads=2, kv_heads=1,
@@ -130,6 +131,11 @@ def test_from_text_to_table(books, monkeypatch, tmp_path, capsys):
         train=Train(steps=4, batch=2, eval_every=4, checkpoint_every=4, log_every=2),
         data=Data(dir=str(texts)),
     )  # fmt: skip
+
+
+def test_from_text_to_table(books, small, monkeypatch, tmp_path, capsys):
+    """Four updates of two arms; nothing is run twice, and the paths of the machine stay out."""
+    texts = tmp_path / "texts"
     monkeypatch.setattr(books, "base_config", lambda data, steps: small)
     monkeypatch.setattr(books, "LONG", {"block": 8, "contexts": (0, 16, 56)})
     out = tmp_path / "books.json"
@@ -166,8 +172,8 @@ def test_arms_of_mixers_have_equal_parameters(script):
 
 def test_a_decay_put_on_afterwards_changes_what_the_third_chunk_reads(script):
     """The first chunk reads W0 and the second one write; a decay tells from the third on."""
-    mixers = script("books_mixers")
-    config = mixers.arms(mixers.Options(data=ROOT, steps=10))["in-place TTT"].model
+    long = script("books_long")
+    config = script("books").base_config(ROOT, 10).model
     small = {"hidden": 16, "intermediate": 24, "heads": 2, "kv_heads": 2, "head_dim": 8}
     config = dataclasses.replace(config, **small)
     model = build(config, 0)
@@ -177,6 +183,52 @@ def test_a_decay_put_on_afterwards_changes_what_the_third_chunk_reads(script):
     model.embed.embedding[...] = 50 * model.embed.embedding[...]
     tokens = jax.random.randint(jax.random.key(0), (1, 4 * config.ttt.chunk), 0, 256)
     chunks = lambda model: np.asarray(model(tokens)).reshape(4, -1)
-    before, after = chunks(model), chunks(mixers.with_decay(model, 0.5))
+    before, after = chunks(model), chunks(long.with_decay(model, 0.5))
     assert_close(after[:2], before[:2])
     assert np.abs(after[2] - before[2]).max() > 1e-4
+
+
+def test_arms_are_compared_with_the_baseline_of_their_seeds(script):
+    """Seed 1 of the baseline, which the arm has not, would move the difference by 1."""
+    long = script("books_long")
+
+    def made(arm, seed, *parts):
+        return {"arm": arm, "seed": seed, "losses": {"a.txt": [list(part) for part in parts]}}
+
+    runs = [
+        made(long.BASELINE, 0, (1.0, 2.0), (1.0, 2.0)),
+        made(long.BASELINE, 1, (3.0, 4.0), (3.0, 4.0)),
+        made(long.RELEASED, 0, (1.0, 2.0), (1.1, 2.3)),
+    ]
+    head, _, base, arm = long.table(runs).splitlines()
+    assert head == "| book | arm | seeds | 0–128 | 128–512 |"
+    assert base == f"| a | {long.BASELINE} | 2 | 2.500 | 2.500 |"
+    # the mean of 0.1 and 0.3, and their standard deviation 0.2 / √2 over √2
+    assert arm == f"| a | {long.RELEASED} | 1 | +0.000 ± 0.000 | +0.200 ± 0.100 |"
+    assert "no run yet" in long.table([])
+
+
+def test_long_windows_from_text_to_table(script, small, monkeypatch, tmp_path, capsys):
+    """Every arm; a decay put on afterwards trains nothing and leaves the first two chunks."""
+    long = script("books_long")
+    monkeypatch.setattr(long.books, "base_config", lambda data, steps: small)
+    monkeypatch.setattr(long, "PARTS", (0, 8, 32))
+    monkeypatch.setattr(long, "LENGTH", 64)
+    out, runs = tmp_path / "long.json", tmp_path / "runs"
+    options = long.Options(tmp_path / "texts", seeds=1, steps=4, windows=2, out=out, runs=runs)
+    long.main(options)
+    record = json.loads(out.read_text())
+    found = {run["arm"]: run for run in record["runs"]}
+    assert list(found) == [*long.RUNS, *long.AFTERWARDS]
+    assert len([*runs.iterdir()]) == len(long.RUNS)
+    for run in record["runs"]:
+        assert np.asarray(run["losses"]["c.txt"]).shape == (3, 2)
+        assert np.asarray(run["validation_losses"]["b.txt"]).shape == (3, 2)
+        assert run["command"].startswith("python benchmarks/") and run["date"]
+    after = found["in-place TTT, decay 0.8 afterwards"]
+    assert after["losses"]["c.txt"][0] == found[long.RELEASED]["losses"]["c.txt"][0]
+    text = out.read_text()
+    long.main(options)
+    assert out.read_text() == text and "| c |" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="no arm 'lstm'"):
+        long.main(dataclasses.replace(options, arms=("lstm",)))
