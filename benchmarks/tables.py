@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import books
+import books_long
 import books_mixers
 import catch
 import claims
@@ -40,7 +41,7 @@ PAGES = {
     ),
     ROOT / "docs" / "catch.md": ("catch", "catch_search", "catch_confirm", "catch_grid"),
     ROOT / "docs" / "performance.md": ("in_place", "decode", "gpu"),
-    ROOT / "docs" / "in_place_ttt.md": ("books", "books_ablations"),
+    ROOT / "docs" / "in_place_ttt.md": ("books", "books_long", "books_ablations"),
     ROOT / "docs" / "rules.md": ("books_mixers", "mixers"),
     ROOT / "docs" / "fast_slow_measured.md": (
         "fst_conventions",
@@ -312,12 +313,14 @@ def render(name: str) -> str:
         return table([load("retrieval"), load("retrieval_lstm"), load("glimpses")])
     if name == "claims":
         return claims.table(load, lambda result: (RESULTS / f"{result}.json").exists())
-    if name == "books_mixers":
-        runs = load(name)["runs"] if books_mixers.OUT.exists() else []
-        if not runs:
+    if name in ("books_mixers", "books_long"):
+        if not (RESULTS / f"{name}.json").exists():
             return gpu_page.NOT_MEASURED.format(name)
-        made = f"{runs[0]['updates']:,} updates, seed {runs[0]['seed']}"
-        return f"{books_mixers.table(runs)}\n\n{made}; {circumstances(runs)}"
+        runs = load(name)["runs"]
+        show = books_mixers.table if name == "books_mixers" else books_long.table
+        seeds = "seed " + ", ".join(map(str, sorted({run["seed"] for run in runs})))
+        made = f"{runs[0]['updates']:,} updates, {seeds}"
+        return f"{show(runs)}\n\n{made}; {circumstances(runs)}"
     if name.startswith("books"):
         return books_table(name)
     if name == "fst_continual":
