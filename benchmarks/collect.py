@@ -26,16 +26,19 @@ class Arguments:
         runs: run directories, all finished.
         out: the JSON file to write.
         points: about how many points of each validation curve to keep.
+        test: evaluate the best and the last checkpoint on the test data.
     """
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
     out: Path
     points: int = 40
+    test: bool = True
 
 
-def collect(run_dir: Path, points: int) -> dict[str, Any]:
+def collect(run_dir: Path, points: int, test: bool = True) -> dict[str, Any]:
     """One run: config, starts (versions, commands), curve, test scores of two checkpoints."""
     history = [line for line in read(run_dir) if "validation/loss" in line]
+    names = [name for name in ("error", "loss") if f"validation/{name}" in history[0]]
     starts = [json.loads(text) for text in (run_dir / "starts.jsonl").read_text().splitlines()]
     for start in starts:
         # the command as anyone can give it, without this machine's folders
@@ -53,23 +56,25 @@ def collect(run_dir: Path, points: int) -> dict[str, Any]:
         "updates": history[-1]["step"],
         "wall_seconds": history[-1]["wall_time"],
         "curve": [
-            {"step": x["step"], **{k: round(x[f"validation/{k}"], 5) for k in ("error", "loss")}}
+            {"step": x["step"], **{k: round(x[f"validation/{k}"], 5) for k in names}}
             for x in (kept if kept[-1] is history[-1] else [*kept, history[-1]])
         ],
-        "test_best": evaluate_run(run_dir, which="best"),
-        "test_last": evaluate_run(run_dir, which="last"),
-    }
+    } | (
+        {f"test_{which}": evaluate_run(run_dir, which=which) for which in ("best", "last")}
+        if test
+        else {}
+    )
 
 
 def main(arguments: Arguments) -> None:
     """Collect and write."""
     record = harness.circumstances(("fastweights", "jax", "jaxlib", "flax", "optax", "numpy"))
     record["command"] = "python benchmarks/collect.py"
-    record["runs"] = [collect(run_dir, arguments.points) for run_dir in arguments.runs]
+    record["runs"] = [collect(x, arguments.points, arguments.test) for x in arguments.runs]
     harness.save(record, arguments.out)
     for run in record["runs"]:
-        best, last = run["test_best"], run["test_last"]
-        print(f"{run['name']}: test error {best['error']:.2%} (best), {last['error']:.2%} (last)")
+        scores = {k: run[k] for k in ("test_best", "test_last") if k in run} or run["curve"][-1]
+        print(f"{run['name']}: {scores}")
 
 
 if __name__ == "__main__":

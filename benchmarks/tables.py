@@ -43,6 +43,7 @@ PAGES = {
     ROOT / "docs" / "performance.md": ("in_place", "decode", "gpu"),
     ROOT / "docs" / "in_place_ttt.md": ("books", "books_long", "books_ablations"),
     ROOT / "docs" / "rules.md": ("books_mixers", "mixers"),
+    ROOT / "docs" / "inner_updates.md": ("books_ttt_mlp",),
     ROOT / "docs" / "fast_slow_measured.md": (
         "fst_conventions",
         "fst_star_graph",
@@ -313,6 +314,11 @@ def render(name: str) -> str:
         return table([load("retrieval"), load("retrieval_lstm"), load("glimpses")])
     if name == "claims":
         return claims.table(load, lambda result: (RESULTS / f"{result}.json").exists())
+    if name == "books_ttt_mlp":
+        (run,) = load(name)["runs"]
+        heads = " | ".join(f"{point['step']} updates" for point in run["curve"])
+        cells = " | ".join(f"{point['loss']:.3f}" for point in run["curve"])
+        return f"| | {heads} |\n|---|{len(run['curve']) * '---|'}\n| validation loss | {cells} |"
     if name in ("books_mixers", "books_long"):
         if not (RESULTS / f"{name}.json").exists():
             return gpu_page.NOT_MEASURED.format(name)
