@@ -108,14 +108,12 @@ def run(arm: str, config: Config, folder: Path, windows: int, length: int) -> di
     model = result.state.model
     if arm in AFTERWARDS:
         model = with_decay(model, AFTERWARDS[arm][1])
-    validation = [x for x in result.history if "validation/loss" in x][-1]
     return {
         "arm": arm,
         "seed": config.seed,
         "updates": config.train.steps,
+        "windows": windows,
         "parameters": parameter_count(model),
-        "validation_loss": round(validation["validation/loss"], 4),
-        "drift": {k: round(v, 4) for k, v in validation.items() if "drift" in k},
         "losses": losses_by_part(model, config, "test", windows, length),
         "validation_losses": losses_by_part(model, config, "validation", windows, length),
     }
@@ -166,6 +164,20 @@ def table(runs: list[dict[str, Any]], key: str = "losses") -> str:
     return "\n".join(lines) or f"{BASELINE} has no run yet."
 
 
+def same_settings(runs: list[dict[str, Any]], out: Path, **settings: int) -> None:
+    """Runs of one file are compared window by window, so they have the same settings.
+
+    Raises:
+        SystemExit: a run has others.
+    """
+    for name, value in settings.items():
+        if others := {run[name] for run in runs} - {value}:
+            raise SystemExit(
+                f"{out} has runs with {name} = {others.pop()}, not {value}, and arms are compared "
+                "run by run: give --out another file"
+            )
+
+
 def main(options: Options) -> None:
     """Run what is missing, save after each, print the tables."""
     length = LENGTH
@@ -178,6 +190,7 @@ def main(options: Options) -> None:
     if unknown := set(options.arms) - set(arms):
         raise SystemExit(f"no arm {unknown.pop()!r}; there are {', '.join(arms)}")
     base = books.base_config(options.data, options.steps)
+    same_settings(read(), out, updates=base.train.steps, windows=options.windows)
     for seed in range(options.seeds):
         for arm in options.arms or arms:
             if (arm, seed) in {(r["arm"], r["seed"]) for r in read()}:
@@ -194,7 +207,7 @@ def main(options: Options) -> None:
             result["minutes"] = round((time.monotonic() - begun) / 60, 1)
             # another process may have added runs since
             harness.save(about | {"runs": [*read(), result | about]}, out)
-            print(f"{arm}, seed {seed}: validation {result['validation_loss']:.4f}", flush=True)
+            print(f"{arm}, seed {seed}: {result['minutes']} minutes", flush=True)
     print(f"\nvalidation book:\n\n{table(read(), 'validation_losses')}")
     print(f"\ntest books:\n\n{table(read())}")
 

@@ -108,13 +108,12 @@ def run(arm: str, config: Config, folder: Path, windows: int, length: int) -> di
     if arm in AFTERWARDS:
         model = books_long.with_decay(model, AFTERWARDS[arm][1])
     lines = [x for x in result.history if "train/loss" in x]
-    validation = [x for x in result.history if "validation/loss" in x][-1]
     return {
         "arm": arm,
         "seed": config.seed,
         "updates": config.train.steps,
+        "windows": windows,
         "parameters": parameter_count(model),
-        "validation_loss": round(validation["validation/loss"], 4),
         "train_loss": [round(x["train/loss"], 4) for x in lines],
         # by book: a list for each part of a window, of the mean loss in every window
         "losses": books_long.losses_by_part(model, config, "test", windows, length),
@@ -155,18 +154,22 @@ def main(options: Options) -> None:
         options, length = dataclasses.replace(options, steps=30, windows=2), 2048
     out = options.out or (options.runs / "books_mixers.json" if options.quick else OUT)
     read = lambda: json.loads(out.read_text())["runs"] if out.exists() else []
+    settings = {"updates": options.steps, "windows": options.windows, "seed": options.seed}
+    books_long.same_settings(read(), out, **settings)
     for arm, config in arms(options).items():
         if (options.arms and arm not in options.arms) or arm in {r["arm"] for r in read()}:
             continue
         about = harness.circumstances(("fastweights", "jax", "jaxlib", "flax", "optax", "numpy"))
         about["command"] = about["command"].replace(str(options.data), "DIR")
         trained = AFTERWARDS.get(arm, (arm,))[0]
-        folder = options.runs / f"{books_long.folder_name(trained)}-{options.steps}"
+        folder = (
+            options.runs / f"{books_long.folder_name(trained)}-{options.steps}-seed{options.seed}"
+        )
         begun = time.monotonic()
         result = run(arm, config, folder, options.windows, length)
         result["minutes"] = round((time.monotonic() - begun) / 60, 1)
         harness.save(about | {"runs": [*read(), result | about]}, out)
-        print(f"{arm}: validation {result['validation_loss']:.4f}", flush=True)
+        print(f"{arm}: {result['minutes']} minutes", flush=True)
     print("\n" + table(read()))
 
 

@@ -143,9 +143,13 @@ def worker(checkout: Path, only: tuple[str, ...]):
     """A worker of a checkout, with this file's contenders and the checkout's own library."""
     paths = [str(checkout / "src"), str(checkout / "benchmarks")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "JAX_PLATFORMS": "cpu"}
+    # helper modules are the checkout's, which know its library; it may have this file too
     code = (
-        f"import sys; sys.path.append({str(ROOT / 'benchmarks')!r}); "
-        f"import checkouts; checkouts.work({[*only]})"
+        "import importlib.util as util, sys; "
+        f"sys.path.append({str(ROOT / 'benchmarks')!r}); "
+        f"spec = util.spec_from_file_location('contenders', {str(Path(__file__).resolve())!r}); "
+        "sys.modules['contenders'] = module = util.module_from_spec(spec); "
+        f"spec.loader.exec_module(module); module.work({[*only]})"
     )
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     command = [sys.executable, "-c", code]

@@ -138,5 +138,15 @@ def test_two_checkouts_are_compared(script, tmp_path, capsys):
     assert found["temp_bytes"]["old"] == found["temp_bytes"]["new"] > 0
     assert found["old over new"]["of_medians"] > 0
     assert name in capsys.readouterr().out
+    # an old checkout with a file of the same name, whose contenders are others
+    old = tmp_path / "old"
+    (old / "benchmarks").mkdir(parents=True)
+    (old / "src").symlink_to(ROOT / "src")
+    for file in (ROOT / "benchmarks").glob("*.py"):
+        if file.name != "checkouts.py":
+            (old / "benchmarks" / file.name).symlink_to(file)
+    (old / "benchmarks" / "checkouts.py").write_text("def work(only): raise SystemExit('other')")
+    checkouts.main(checkouts.Options(old=old, only=(name,), rounds=0, out=out))
+    assert list(json.loads(out.read_text())["contenders"]) == [name]
     with pytest.raises(SystemExit, match="is no checkout"):
         checkouts.main(checkouts.Options(old=tmp_path))

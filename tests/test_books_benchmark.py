@@ -230,5 +230,8 @@ def test_long_windows_from_text_to_table(script, small, monkeypatch, tmp_path, c
     text = out.read_text()
     long.main(options)
     assert out.read_text() == text and "| c |" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="windows = 2, not 3"):
+        long.main(dataclasses.replace(options, windows=3))
+    assert out.read_text() == text
     with pytest.raises(SystemExit, match="no arm 'lstm'"):
         long.main(dataclasses.replace(options, arms=("lstm",)))

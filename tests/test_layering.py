@@ -141,7 +141,7 @@ def names_of_rules():
 def test_only_a_rules_own_layers_name_it():
     """Outside `rules/`, `hf/` and a rule's own layers no code asks which rule it is."""
     own = {
-        "nn/in_place.py", "nn/in_place_state.py", "nn/in_place_target.py", "nn/__init__.py",
+        "nn/in_place.py", "nn/in_place_state.py", "nn/__init__.py",
         "plot.py", "demo.py", "demo_catch.py",
         # nets of the 2016 paper: their configs have its rule as a default, two look inside of it
         "models/retrieval.py", "models/catch.py", "models/glimpse.py", "models/watch.py",

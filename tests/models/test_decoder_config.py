@@ -49,7 +49,7 @@ def test_every_problem_of_a_config_is_told():
         rope=Rope(scaling="yarn", factor=0.5),
         norm_eps=-1.0,
         windows=(0, None),
-        ttt=InPlaceTTT(layers=(3,), chunk=0, clip=0.0),
+        ttt=InPlaceTTT(layers=(3,), chunk=0, clip=0.0, decay="0.9"),
         initializer_range=-1.0,
     )
     names = (
@@ -65,6 +65,7 @@ def test_every_problem_of_a_config_is_told():
         "ttt.chunk is 0",
         "ttt.layers is (3,)",
         "ttt.clip is 0.0",
+        "ttt.decay is '0.9'",
     )
     found = problems(bad)
     assert len(found) == len(names)

@@ -78,3 +78,16 @@ def test_a_tail_is_the_inputs_before():
             jnp.asarray(x[:, cut:]), jnp.asarray(kernel), jnp.asarray(x[:, cut - 3 : cut])
         )
         assert_close(last, whole[:, cut:])
+
+
+def test_rows_on_devices_add_up_their_gradient_once():
+    """Several blocks of tokens, rows over four devices: one sum over devices, not one a block."""
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    x = jax.ShapeDtypeStruct((8, 512, 3), jnp.float32, sharding=rows)
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    kernel = jax.ShapeDtypeStruct((3, 4), jnp.float32, sharding=everywhere)
+    slope = jax.jit(jax.grad(lambda k, x: jnp.sum(jnp.sin(short_conv(x, k)))))
+    text = slope.lower(kernel, x).compile().as_text()
+    loops = [part for part in text.split("\n\n") if "all-reduce" in part]
+    assert len(loops) == 1 and loops[0].lstrip().startswith("ENTRY")

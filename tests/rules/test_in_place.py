@@ -280,6 +280,16 @@ def test_bfloat16_products_and_a_float32_state():
     assert grads.dtype == jnp.bfloat16
 
 
+@pytest.mark.parametrize("decay", [1.0, 0.8])
+def test_the_attention_form_keeps_bfloat16(decay):
+    (w0, _, z, v), _ = problem(1, 12)
+    low = [jnp.asarray(x, jnp.bfloat16) for x in (w0, z, v)]
+    y = attention(*low, chunk=3, lr=0.1, decay=decay)
+    assert y.dtype == jnp.bfloat16
+    wide = [x.astype(jnp.float32) for x in low]
+    assert_close(y, attention(*wide, chunk=3, lr=0.1, decay=decay), "bfloat16")
+
+
 def test_a_write_of_nothing_is_not_divided_by_its_size():
     """Zeros and a limit: finite gradients."""
     zeros = jnp.zeros((D, F)), jnp.zeros((6, F)), jnp.zeros((6, D))
@@ -346,6 +356,7 @@ ONES = jnp.ones((2, 2)), jnp.ones((3, 2)), jnp.ones((3, 2))
         (lambda: chunk_scan(*ONES, segments=jnp.ones(4, int), chunk=1, lr=1), "leading time axis"),
         (lambda: chunk_scan(ONES[0], *jnp.ones((2, 0, 2)), chunk=2, lr=1.0), "at least one token"),
         (lambda: attention(*ONES, chunk=0, lr=1.0), "chunk must be at least 1"),
+        (lambda: attention(*ONES, chunk=1, lr=1.0, decay=2.0), "decay must be from 0 to 1"),
         (lambda: attention(*ONES, chunk=-1, lr=1.0), "chunk must be at least 1"),
     ],
 )

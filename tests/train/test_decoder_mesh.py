@@ -44,6 +44,7 @@ CLIPS = dataclasses.replace(
     LEARNS,
     ttt=dataclasses.replace(TTT, target="input_embed", clip=0.02, clip_relative=True),
 )
+FORGETS = dataclasses.replace(LEARNS, ttt=dataclasses.replace(TTT, decay=0.6))
 #: the partitioner is the same, only the code for each device is not optimised
 QUICK = {"xla_backend_optimization_level": "0"}
 TASK = Language(length=LENGTH, block=7)
@@ -105,6 +106,8 @@ def compiled(config, sizes, packed, gradient):
         ((8, 1, 1), LEARNS, False),
         ((1, 8, 1), TIED, True),
         ((1, 1, 4), CLIPS, False),
+        ((2, 1, 2), FORGETS, False),
+        ((1, 1, 4), FORGETS, True),
         ((4, 1, 2), PLAIN, False),
         ((4, 1, 2), LEARNS, False),
         ((2, 2, 2), TIED, True),

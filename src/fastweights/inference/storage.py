@@ -16,7 +16,7 @@ from fastweights.errors import CheckpointError
 from fastweights.inference.state import State, empty, over_rows
 from fastweights.models.decoder import Decoder
 
-FORMAT = "fastweights-state-3"
+FORMAT = "fastweights-state-4"
 #: NumPy has no bfloat16: its bits are stored under a name that says so
 BITS = ":bfloat16"
 #: fields of a config that no state depends on
@@ -117,13 +117,26 @@ def fingerprint(model: Decoder) -> str:
 
     Of the config, what changes nothing that is read or written is left out.
     """
-    fields = dataclasses.asdict(model.config).items()
-    digest = hashlib.sha256(repr([item for item in fields if item[0] not in UNHEEDED]).encode())
+    fields = [item for item in _changed(model.config) if item[0] not in UNHEEDED]
+    digest = hashlib.sha256(repr(fields).encode())
     for path, leaf in jax.tree_util.tree_leaves_with_path(model):
         flat = leaf.reshape(-1)
         some = np.asarray(flat[:: max(1, flat.size // 64)].astype(jnp.float32))
         digest.update(f"{jax.tree_util.keystr(path)} {leaf.shape}".encode() + some.tobytes())
     return digest.hexdigest()
+
+
+def _changed(options: Any) -> Any:
+    """Fields with other values than their defaults, so that a new option keeps old states valid."""
+    if isinstance(options, tuple):
+        return [_changed(x) for x in options]
+    if hasattr(options, "__qualname__"):  # a function, by a name that holds in every process
+        return f"{options.__module__}.{options.__qualname__}"
+    if not dataclasses.is_dataclass(options) or isinstance(options, type):
+        return options
+    values = [(field, getattr(options, field.name)) for field in dataclasses.fields(options)]
+    changed = [(field.name, _changed(x)) for field, x in values if x != field.default]
+    return [("type", type(options).__name__), *changed]
 
 
 def _like(model: Decoder, arrays: dict[str, np.ndarray], path: str | Path) -> State:

@@ -215,8 +215,9 @@ def _ttt_problems(config: DecoderConfig, ttt: InPlaceTTT) -> list[str]:
         )
     if ttt.clip is not None and not ttt.clip > 0:
         found.append(f"ttt.clip is {ttt.clip}; it must be positive, or None for no clipping")
-    if not 0 <= ttt.decay <= 1:
-        found.append(f"ttt.decay is {ttt.decay}; it must be from 0 to 1, and 1 forgets nothing")
+    is_number = isinstance(ttt.decay, float | int) and not isinstance(ttt.decay, bool)
+    if not (is_number and 0 <= ttt.decay <= 1):
+        found.append(f"ttt.decay is {ttt.decay!r}; it must be from 0 to 1, and 1 forgets nothing")
     return found
 
 

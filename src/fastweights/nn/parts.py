@@ -109,18 +109,19 @@ def _depthwise_backward(taps, behind, saved, dy):
         dx += back * kernel[None, None, :, tap].astype(dtype)
 
     def to_kernel(x: Array, dy: Array, seen: Array) -> Array:
-        """Gradient to the used taps, `[len(taps), C]`, of tokens with W - 1 more on both sides."""
+        """Each row's gradient to the used taps, `[taps, B, C]`; x has W - 1 more on both sides."""
         length = dy.shape[1]
         starts = [width - 1 + tap - behind for tap in taps]
         parts = [x[:, start : start + length].astype(dtype) * dy.astype(dtype) for start in starts]
         masked = [jnp.where(seen[t][:, :, None], p, 0) for t, p in zip(taps, parts, strict=True)]
-        return jnp.stack([jnp.sum(part, (0, 1)) for part in masked])
+        return jnp.stack([jnp.sum(part, 1) for part in masked])
 
     line = jnp.pad(x, ((0, 0), (width - 1, width - 1), (0, 0)))
     dk = jax.lax.platform_dependent(
         line, dy, seen, cpu=functools.partial(_in_blocks, to_kernel), default=to_kernel
     )
-    dk = jnp.zeros(kernel.shape, dtype).at[:, jnp.asarray(taps)].set(dk.T)
+    # rows are added up here and not in each block: they may be split over devices
+    dk = jnp.zeros(kernel.shape, dtype).at[:, jnp.asarray(taps)].set(jnp.sum(dk, 1).T)
     return dx.astype(x.dtype), dk.astype(kernel.dtype), None
 
 

@@ -23,22 +23,27 @@ def short_conv(
         x: `[B, T, C]`.
         kernel: `[C, W]`; the last tap is of the token itself.
         tail: `[B, W - 1, C]`, the inputs before x; None is zeros.
-        segment_ids: `[B, T]` int, documents of a packed row; a token sees its own document only,
-            and no tail.
+        segment_ids: `[B, T]` int, documents of a packed row, which has no tail; a token sees its
+            own document only.
 
     Returns:
         `[B, T, C]` in the dtype of x, summed in at least float32.
     """
-    width = kernel.shape[1]
-    line, behind = x, width - 1
-    if tail is not None:
+    width, length = kernel.shape[1], x.shape[1]
+    if tail is not None:  # few tokens, and no gradient
+        assert segment_ids is None
         line = jnp.concatenate([tail.astype(x.dtype), x], 1)
+        dtype = jnp.promote_types(x.dtype, jnp.float32)
+        kernel = kernel.astype(dtype)
+        total = jnp.zeros(x.shape, dtype)
+        for tap in range(width):
+            total += line[:, tap : tap + length].astype(dtype) * kernel[None, None, :, tap]
+        return total.astype(x.dtype)
     if segment_ids is None:
-        seen = jnp.ones((width, 1, line.shape[1]), bool)
+        seen = jnp.ones((width, 1, length), bool)
     else:
-        seen = same_document(segment_ids, width, behind)
-    y: Array = depthwise(line, kernel, seen, tuple(range(width)), behind)
-    return y[:, line.shape[1] - x.shape[1] :]
+        seen = same_document(segment_ids, width, width - 1)
+    return depthwise(x, kernel, seen, tuple(range(width)), width - 1)
 
 
 def next_tail(x: Array, tail: Array, counts: Array) -> Array:

@@ -147,7 +147,8 @@ def chunk_scan(
         clip: largest norm τ of one chunk's write, see `write_limit`; None for no limit.
         clip_relative: τ is in units of the norm of `w0`.
         clip_after_lr: τ limits η Σ v zᵀ; otherwise it limits Σ v zᵀ.
-        decay: λ, from 0 to 1: before a write, W - W0 is multiplied by it.
+        decay: λ, from 0 to 1: before a write, W - W0 is multiplied by it. A chunk of padding is
+            written too, as a chunk of zeros.
         segments: `[T]` int, documents 1, 2, ... that each lie in one piece, and 0 for padding.
             A token reads the writes of earlier chunks of its own document; padding reads `w0` and
             is not written. None is one document.

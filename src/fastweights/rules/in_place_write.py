@@ -183,11 +183,16 @@ def attention(w0: Array, z: Array, v: Array, *, chunk: int, lr: float, decay: fl
         `[T, d]`.
 
     Raises:
-        ValueError: `chunk` is not positive, or `z` and `v` differ in length.
+        ValueError: `chunk` is not positive, `decay` is not from 0 to 1, or `z` and `v` differ in
+            length.
     """
     if chunk < 1:
         raise ValueError(f"chunk must be at least 1, got {chunk}")
+    if not 0 <= decay <= 1:
+        raise ValueError(f"decay must be from 0 to 1, got {decay}")
     place = jnp.arange(sequence_length((z, v))) // chunk
     apart = place[:, None] - place[None, :]
-    scores = jnp.where(apart > 0, z @ z.T * decay ** jnp.maximum(apart - 1, 0), 0)
+    scores = jnp.where(apart > 0, z @ z.T, 0)
+    if decay != 1:
+        scores *= (decay ** jnp.maximum(apart - 1, 0)).astype(z.dtype)
     return z @ w0.T.astype(z.dtype) + lr * (scores @ v)
