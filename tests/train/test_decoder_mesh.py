@@ -158,11 +158,11 @@ def test_in_place_layers_send_nothing_more_forwards():
 
 
 def test_in_place_layers_send_one_gradient_more_backwards():
-    """That to V, and those of their own weights: a convolution tap by tap, and a projection."""
+    """That to V, and those of their own weights: a convolution and a projection."""
     plain, learns = (sent(config, (4, 1, 2)) for config in (PLAIN, LEARNS))
     assert learns - plain == {
         ("all-reduce", "f32", ACTIVATIONS): 2,
-        ("all-reduce", "f32", (16,)): 2 * 5,
+        ("all-reduce", "f32", (5, 16)): 2,
         ("all-reduce", "f32", (16, 16)): 2,
     }
     assert not plain - learns
