@@ -3,10 +3,12 @@
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+import fastweights as fw
 from fastweights import hf
 from fastweights.errors import CheckpointError
 from fastweights.models.decoder_config import InPlaceTTT
@@ -65,10 +67,24 @@ def test_it_loads_differs_from_its_base_and_goes_back(tmp_path):
 
 
 def test_switching_it_on_for_a_base_changes_nothing_yet(tmp_path):
+    """Every chunk writes zeros, to the bit.
+
+    So logits differ by the rounding of products at most: as of jax 0.12 XLA's product of a chunk's
+    4 rows on a CPU rounds otherwise than that of all rows.
+    """
     folder = write(tmp_path / "in")
     ttt = InPlaceTTT(layers=(0, 1), chunk=4, lr=3.0)
     base, fresh = hf.load(folder), hf.load(folder, ttt=ttt)
-    np.testing.assert_array_equal(logits(fresh, TOKENS), logits(base, TOKENS))
+    found, expected = logits(fresh, TOKENS), logits(base, TOKENS)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+    if jax.__version_info__ < (0, 11):
+        np.testing.assert_array_equal(found, expected)
+    layers = fw.inference.prefill(fresh, TOKENS).layers
+    assert TOKENS.shape[1] >= 2 * ttt.chunk
+    for place, i in enumerate(ttt.layers):
+        slow = np.asarray(fresh.layer(i).mlp.slow)
+        weights = np.asarray(layers[place % len(layers)]["mlp"].weights)[place // len(layers)]
+        np.testing.assert_array_equal(weights, np.broadcast_to(slow, weights.shape))
     for i in ttt.layers:
         assert not np.any(fresh.layer(i).mlp.conv[...])
         diagonal = np.diag(np.asarray(fresh.layer(i).mlp.proj[...]))

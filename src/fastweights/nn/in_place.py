@@ -1,7 +1,7 @@
 """In-Place Test-Time Training (Feng et al. 2026, arXiv 2604.06169) as a layer.
 
 An MLP whose down projection learns while it reads: the fast weights are `down` itself, so a trained
-model keeps its shape, and with the convolution at its start, 0, it keeps its outputs to the bit.
+model keeps its shape, and with the convolution at its start, 0, it writes zeros: its outputs stay.
 What the layer writes for a token is the target V = conv(T) proj, a mixture of what T, the layer's
 own input or the token embeddings, is around that token: in the centred window two tokens back to
 two tokens on. The convolution does not look out of its chunk, and what a chunk writes is read by
