@@ -102,12 +102,25 @@ def folder_name(arm: str) -> str:
     return arm.replace(" ", "-").replace(",", "")
 
 
-def run(arm: str, config: Config, folder: Path, windows: int, length: int) -> dict[str, Any]:
-    """Train one run, or continue it, and measure an arm of it."""
+def trained(
+    config: Config, folder: Path, decay: float | None
+) -> tuple[Decoder, list[dict[str, float]]]:
+    """The model and history of a run, trained or continued; `decay` is put on afterwards."""
     result = train(config, folder, quiet=True)
     model = result.state.model
-    if arm in AFTERWARDS:
-        model = with_decay(model, AFTERWARDS[arm][1])
+    return (model if decay is None else with_decay(model, decay)), result.history
+
+
+def circumstances(data: Path, runs: Path) -> dict[str, Any]:
+    """Command, versions and machine, without this machine's folders."""
+    about = harness.circumstances(("fastweights", "jax", "jaxlib", "flax", "optax", "numpy"))
+    about["command"] = about["command"].replace(str(data), "DIR").replace(f" --runs {runs}", "")
+    return about
+
+
+def run(arm: str, config: Config, folder: Path, windows: int, length: int) -> dict[str, Any]:
+    """Train one run, or continue it, and measure an arm of it."""
+    model, _ = trained(config, folder, AFTERWARDS.get(arm, ("", None))[1])
     return {
         "arm": arm,
         "seed": config.seed,
@@ -186,7 +199,7 @@ def main(options: Options) -> None:
     out = options.out or (options.runs / "books_long.json" if options.quick else OUT)
     read = lambda: json.loads(out.read_text())["runs"] if out.exists() else []
     arms = {arm: (arm, change) for arm, change in RUNS.items()}
-    arms |= {arm: (trained, RUNS[trained]) for arm, (trained, _) in AFTERWARDS.items()}
+    arms |= {arm: (source, RUNS[source]) for arm, (source, _) in AFTERWARDS.items()}
     if unknown := set(options.arms) - set(arms):
         raise SystemExit(f"no arm {unknown.pop()!r}; there are {', '.join(arms)}")
     base = books.base_config(options.data, options.steps)
@@ -195,12 +208,9 @@ def main(options: Options) -> None:
         for arm in options.arms or arms:
             if (arm, seed) in {(r["arm"], r["seed"]) for r in read()}:
                 continue
-            trained, change = arms[arm]
-            about = harness.circumstances(
-                ("fastweights", "jax", "jaxlib", "flax", "optax", "numpy")
-            )
-            about["command"] = about["command"].replace(str(options.data), "DIR")
-            folder = options.runs / f"{folder_name(trained)}-{options.steps}-seed{seed}"
+            source, change = arms[arm]
+            about = circumstances(options.data, options.runs)
+            folder = options.runs / f"{folder_name(source)}-{options.steps}-seed{seed}"
             begun = time.monotonic()
             config = dataclasses.replace(change(base), seed=seed)
             result = run(arm, config, folder, options.windows, length)

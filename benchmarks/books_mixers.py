@@ -26,7 +26,7 @@ from flax import nnx
 from fastweights.models.decoder import Decoder
 from fastweights.models.decoder_config import DecoderConfig
 from fastweights.rules import GatedDelta
-from fastweights.train import Config, train
+from fastweights.train import Config
 from fastweights.train.state import parameter_count
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -103,11 +103,8 @@ def arms(options: Options) -> dict[str, Config]:
 
 def run(arm: str, config: Config, folder: Path, windows: int, length: int) -> dict[str, Any]:
     """Train one arm, or continue its run, and measure it on the test books."""
-    result = train(config, folder, quiet=True)
-    model = result.state.model
-    if arm in AFTERWARDS:
-        model = books_long.with_decay(model, AFTERWARDS[arm][1])
-    lines = [x for x in result.history if "train/loss" in x]
+    model, history = books_long.trained(config, folder, AFTERWARDS.get(arm, ("", None))[1])
+    lines = [x for x in history if "train/loss" in x]
     return {
         "arm": arm,
         "seed": config.seed,
@@ -159,8 +156,7 @@ def main(options: Options) -> None:
     for arm, config in arms(options).items():
         if (options.arms and arm not in options.arms) or arm in {r["arm"] for r in read()}:
             continue
-        about = harness.circumstances(("fastweights", "jax", "jaxlib", "flax", "optax", "numpy"))
-        about["command"] = about["command"].replace(str(options.data), "DIR")
+        about = books_long.circumstances(options.data, options.runs)
         trained = AFTERWARDS.get(arm, (arm,))[0]
         folder = (
             options.runs / f"{books_long.folder_name(trained)}-{options.steps}-seed{options.seed}"

@@ -6,7 +6,16 @@ import re
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
 from support import ROOT
+
+from fastweights.models.decoder import build
+from fastweights.models.decoder_config import DecoderConfig
+from fastweights.nn import InPlaceTTT
+from fastweights.tasks.language import Language
 
 SOURCE = ROOT / "src" / "fastweights"
 #: folders and modules of the package from the bottom up; a line imports from the lines above it
@@ -201,3 +210,26 @@ def test_importing_the_package_imports_nothing_heavy():
 def test_no_file_has_grown_a_second_idea():
     for file in SOURCE.rglob("*.py"):
         assert len(file.read_text().splitlines()) <= 400, file
+
+
+@pytest.mark.parametrize("ttt, most", [(None, 8), (InPlaceTTT(layers=(0,), chunk=4), 14)])
+def test_a_token_goes_through_few_files(ttt, most):
+    """Files of ours whose code runs while a training step of a decoder is traced."""
+    sizes = {"hidden": 8, "intermediate": 16, "heads": 2, "kv_heads": 1, "head_dim": 4}
+    config = DecoderConfig(family="qwen3", vocab=264, layers=2, max_length=16, ttt=ttt, **sizes)
+    graph, state = nnx.split(build(config, 0))
+    tokens = jnp.zeros((1, 16), jnp.int32)
+    batch, task = {"inputs": tokens, "target": tokens}, Language(length=16)
+    loss = lambda state: jnp.mean(task.losses(nnx.merge(graph, state), batch))
+    files = set()
+
+    def called(frame, event, argument):
+        if event == "call" and frame.f_code.co_filename.startswith(str(SOURCE)):
+            files.add(frame.f_code.co_filename)
+
+    sys.setprofile(called)
+    try:
+        jax.make_jaxpr(jax.grad(loss))(state)
+    finally:
+        sys.setprofile(None)
+    assert 3 < len(files) <= most, sorted(files)

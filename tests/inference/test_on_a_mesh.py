@@ -24,12 +24,11 @@ prompts = importlib.import_module("fastweights.inference.prompt")
 #: rows of a batch; no weight has an axis of this size, so that it tells what belongs to rows
 ROWS = 40
 EVEN = {"vocab": 64, "layers": 2}
-TTT = InPlaceTTT(layers=(0, 1), chunk=5, lr=0.3, decay=0.8)
+TTT = InPlaceTTT(layers=(0, 1), chunk=5, lr=0.3)
 CASES = {
     "plain": dataclasses.replace(QWEN3, **EVEN, windows=(7, None)),
-    "ttt": dataclasses.replace(
-        LLAMA, **EVEN, ttt=InPlaceTTT(layers=(0, 1), chunk=5, lr=0.3, decay=0.8)
-    ),
+    "ttt": dataclasses.replace(LLAMA, **EVEN, ttt=TTT),
+    "ttt_decay": dataclasses.replace(LLAMA, **EVEN, ttt=dataclasses.replace(TTT, decay=0.8)),
 }
 MESHES = {"data": (8, 1, 1), "fsdp": (1, 8, 1), "all": (2, 2, 2)}
 

@@ -1,5 +1,7 @@
 """States: fork, select, reset, drift, and files."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,10 @@ from tolerances import assert_close
 
 import fastweights as fw
 from fastweights.errors import CheckpointError, ConfigError
+from fastweights.inference import storage
+from fastweights.nn import InPlaceTTT
 from fastweights.nn.rope import Rope
+from fastweights.rules import GatedDelta
 
 LENGTHS = np.array([3, 12, 9])
 
@@ -197,3 +202,15 @@ def test_where_a_state_is_saved(tmp_path, monkeypatch):
     for place in (".", "~", tmp_path):
         with pytest.raises(CheckpointError, match="this is a directory"):
             fw.inference.save(model, state, place)
+
+
+def test_an_option_at_its_default_leaves_saved_states_valid():
+    """The fingerprint has what differs from a default: a later option changes none of today's."""
+    ttt = InPlaceTTT()
+    assert storage._changed(ttt) == [("type", "InPlaceTTT")]
+    changed = dataclasses.replace(ttt, decay=0.9)
+    assert storage._changed(changed) == [("type", "InPlaceTTT"), ("decay", 0.9)]
+    nested = dataclasses.replace(CASES["llama"], ttt=changed, mixers=(GatedDelta(), "attention"))
+    fields = dict(storage._changed(nested))
+    assert fields["ttt"][1] == ("decay", 0.9) and fields["mixers"][1] == "attention"
+    assert "remat" not in fields
