@@ -168,6 +168,11 @@ CONFIGS = {
             clip_relative=True,
             clip_after_lr=False,
             decay=0.9,
+            decay_learned=True,
+            lr_learned=True,
+            spectral=True,
+            cap=0.02,
+            row_norm=True,
         ),
     ),
 }

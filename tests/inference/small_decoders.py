@@ -47,7 +47,18 @@ CASES = {
             clip_after_lr=False,
         ),
     ),
-    "ttt_decay": change(LLAMA, layers=2, ttt=InPlaceTTT(layers=(0, 1), chunk=3, decay=0.6)),
+    "ttt_capped": change(
+        LLAMA,
+        layers=2,
+        ttt=InPlaceTTT(
+            layers=(0, 1), chunk=3, decay=0.6, decay_learned=True, lr_learned=True, cap=0.1
+        ),
+    ),
+    "ttt_row_norm": change(
+        LLAMA,
+        layers=2,
+        ttt=InPlaceTTT(layers=(0, 1), chunk=3, decay=0.6, spectral=True, row_norm=True),
+    ),
     "ttt_every_layer": change(LLAMA, layers=2, ttt=InPlaceTTT(layers=(0, 1), chunk=1, proj=False)),
 }
 

@@ -28,7 +28,13 @@ TTT = InPlaceTTT(layers=(0, 1), chunk=5, lr=0.3)
 CASES = {
     "plain": dataclasses.replace(QWEN3, **EVEN, windows=(7, None)),
     "ttt": dataclasses.replace(LLAMA, **EVEN, ttt=TTT),
-    "ttt_decay": dataclasses.replace(LLAMA, **EVEN, ttt=dataclasses.replace(TTT, decay=0.8)),
+    "ttt_options": dataclasses.replace(
+        LLAMA,
+        **EVEN,
+        ttt=dataclasses.replace(
+            TTT, decay=0.8, decay_learned=True, lr_learned=True, cap=0.1, row_norm=True
+        ),
+    ),
 }
 MESHES = {"data": (8, 1, 1), "fsdp": (1, 8, 1), "all": (2, 2, 2)}
 

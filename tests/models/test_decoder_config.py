@@ -49,7 +49,7 @@ def test_every_problem_of_a_config_is_told():
         rope=Rope(scaling="yarn", factor=0.5),
         norm_eps=-1.0,
         windows=(0, None),
-        ttt=InPlaceTTT(layers=(3,), chunk=0, clip=0.0, decay="0.9"),
+        ttt=InPlaceTTT(layers=(3,), chunk=0, clip=0.0, decay="0.9", cap=0.0),
         initializer_range=-1.0,
     )
     names = (
@@ -66,6 +66,7 @@ def test_every_problem_of_a_config_is_told():
         "ttt.layers is (3,)",
         "ttt.clip is 0.0",
         "ttt.decay is '0.9'",
+        "ttt.cap is 0.0",
     )
     found = problems(bad)
     assert len(found) == len(names)
@@ -77,6 +78,8 @@ def test_every_problem_of_a_config_is_told():
     assert not problems(SMALL) and not problems(dataclasses.replace(SMALL, ttt=TTT))
     llama3 = Rope(theta=5e5, scaling="llama3", factor=8.0, original_length=8192)
     assert not problems(dataclasses.replace(SMALL, rope=llama3))
+    learned = InPlaceTTT(layers=(0,), decay=1.0, decay_learned=True)
+    assert "start between 0 and 1" in problems(dataclasses.replace(SMALL, ttt=learned))[0]
     negative = dataclasses.replace(SMALL, ttt=InPlaceTTT(layers=(-1, 0)))
     assert problems(negative)[0].startswith("ttt.layers is (-1, 0)")
 

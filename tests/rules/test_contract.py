@@ -40,7 +40,7 @@ VARIANTS = [
     Hebbian(form=Form.MATRIX, steps=2, decay=1.0, lr=3.0),
     Hebbian(form=Form.ATTENTION, decay=0.0),
     InPlace(lr=0.5, chunk_size=5),
-    InPlace(lr=0.5, chunk_size=3, decay=0.6),
+    InPlace(lr=0.5, chunk_size=3, decay=0.6, cap=0.3, spectral=True),
     InPlace(lr=0.5, chunk_size=3, clip=0.4, clip_relative=True),
     InPlace(
         chunk_size=5,

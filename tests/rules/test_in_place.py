@@ -25,7 +25,17 @@ def shortened(delta, limit):
     return delta * min(1.0, limit / norm) if norm > 0 else delta
 
 
-def loop(w0, start, z, v, *, chunk, lr, segments, limit=np.inf, decay=1.0):
+def read_by(xp, w0, W, cap=None, row_norm=False):
+    """The matrix that a token reads; `xp` is NumPy or jax.numpy."""
+    if cap is not None and (norm := np.linalg.norm(W - w0)) > cap * np.linalg.norm(w0):
+        W = w0 + (W - w0) * cap * np.linalg.norm(w0) / norm
+    if row_norm:
+        rows = lambda x: xp.sqrt(xp.sum(x**2, 1, keepdims=True))
+        W = W * rows(w0) / rows(W)
+    return W
+
+
+def loop(w0, start, z, v, *, chunk, lr, segments, limit=np.inf, decay=1.0, **reads):
     """The definition, a token at a time: what it reads was written by earlier chunks of its own."""
     ids = np.ones(len(z), int) if segments is None else np.asarray(segments)
     documents = [i for i in ids if i > 0]
@@ -38,15 +48,26 @@ def loop(w0, start, z, v, *, chunk, lr, segments, limit=np.inf, decay=1.0):
             W = w0 + decay * (W - w0) + write
         return W
 
-    y = [weights(i, t // chunk) @ z[t] if i else w0 @ z[t] for t, i in enumerate(ids)]
+    look = lambda W: read_by(np, w0, W, **reads)
+    y = [look(weights(i, t // chunk)) @ z[t] if i else w0 @ z[t] for t, i in enumerate(ids)]
     return np.array(y), weights(documents[-1], len(z) // chunk)
 
 
-def by_gradient(w0, start, z, v, *, chunk, lr, segments, limit=None, decay=1.0):
+def read_jax(w0, W, cap=None, row_norm=False):
+    """As `read_by`, traced."""
+    if cap is not None:
+        square, most = jnp.sum((W - w0) ** 2), cap * jnp.sqrt(jnp.sum(w0**2))
+        long = square > most**2
+        W = jnp.where(long, w0 + (W - w0) * most / jnp.sqrt(jnp.where(long, square, 1)), W)
+    return read_by(jnp, w0, W, row_norm=row_norm)
+
+
+def by_gradient(w0, start, z, v, *, chunk, lr, segments, limit=None, decay=1.0, **reads):
     """Each document's chunks in turn, each write a gradient step on the inner loss."""
     ids = np.ones(len(z), int) if segments is None else np.asarray(segments)
     documents = list(dict.fromkeys(i for i in ids.tolist() if i > 0))
     y, W = jnp.where((ids == 0)[:, None], z @ w0.T, 0), start
+    look = lambda W: read_jax(w0, W, **reads)
     for document in documents:
         W = start if document == documents[0] else w0
         for first in range(0, len(z), chunk):
@@ -54,7 +75,7 @@ def by_gradient(w0, start, z, v, *, chunk, lr, segments, limit=None, decay=1.0):
             if first + chunk <= len(z):
                 after = w0 + decay * (W - w0)
             if rows:
-                y = y.at[np.array(rows)].set(z[np.array(rows)] @ W.T)
+                y = y.at[np.array(rows)].set(z[np.array(rows)] @ look(W).T)
             if rows and first + chunk <= len(z):
                 step = -lr * jax.grad(inner_loss)(W, z[np.array(rows)], v[np.array(rows)])
                 norm = jnp.sqrt(jnp.sum(step**2))
@@ -109,11 +130,24 @@ CASES = [  # length, chunk, documents, clip, seed
     (20, 4, many, {"decay": 0.7}, 21),
     (16, 3, many, {"decay": 0.7, "clip": 0.3}, 22),
     (11, 4, late, {"decay": 0.6}, 23),
+    (13, 4, one_document, {"cap": 0.5}, 24),
+    (12, 1, one_document, {"cap": 0.3, "clip": 0.1, "clip_relative": True}, 25),
+    (12, 4, one_document, {"row_norm": True}, 26),
+    (7, 3, one_document, {"row_norm": True, "clip": 0.5, "cap": 0.4}, 27),
+    (20, 4, many, {"cap": 0.5}, 28),
+    (19, 5, many, {"row_norm": True, "clip": 0.7, "clip_relative": True}, 29),
+    (22, 3, one_document, {"cap": 0.4, "decay": 0.8}, 30),
+    (23, 2, two, {"cap": 0.6, "row_norm": True, "decay": 0.5}, 31),
+    (11, 4, late, {"cap": 0.2}, 32),
+    (17, 1, one_document, {"row_norm": True, "decay": 0.9}, 33),
+    (3, 4, late, {"row_norm": True}, 34),
 ]
+#: options that by_gradient and loop take as they are
+SAME = ("decay", "cap", "row_norm")
 LR = 0.4
 
 
-def limit_of(w0, clip=np.inf, clip_relative=False, clip_after_lr=True, decay=1.0):
+def limit_of(w0, clip=np.inf, clip_relative=False, clip_after_lr=True, **_):
     xp = np if isinstance(w0, np.ndarray) else jnp
     return clip * (xp.sqrt(xp.sum(w0**2)) if clip_relative else 1.0) * (1 if clip_after_lr else LR)
 
@@ -136,7 +170,8 @@ def test_chunk_scan_is_the_definition_in_float64(length, chunk, documents, clip,
     """Outputs, final state and every gradient: a NumPy loop, its slope, and autodiff's loss."""
     inputs, cotangents = problem(seed, length)
     segments = documents(length)
-    how = {"chunk": chunk, "lr": LR, "segments": segments, "decay": clip.get("decay", 1.0)}
+    how = {"chunk": chunk, "lr": LR, "segments": segments}
+    how |= {name: clip[name] for name in SAME if name in clip}
     with jax.enable_x64(True):
         ours = outcome(
             lambda w0, start, z, v: chunk_scan(w0, z, v, start=start, **how | clip),
@@ -175,10 +210,23 @@ def test_the_clipped_cases_clip():
         if "clip" in clip:
             (w0, start, z, v), _ = problem(seed, length)
             how = {"chunk": chunk, "lr": LR, "segments": documents(length)}
-            how |= {"decay": clip.get("decay", 1.0)}
+            how |= {name: clip[name] for name in SAME if name in clip}
             free, _ = loop(w0, start, z, v, **how)
             clipped, _ = loop(w0, start, z, v, **how, limit=limit_of(w0, **clip))
             assert np.abs(free - clipped).max() > 0.1
+
+
+def test_the_capped_cases_are_capped():
+    for length, chunk, documents, options, seed in CASES:
+        if "cap" in options:
+            inputs, _ = problem(seed, length)
+            how = {"chunk": chunk, "lr": LR, "segments": documents(length)}
+            how |= {"limit": limit_of(inputs[0], **options)}
+            how |= {name: options[name] for name in SAME if name in options}
+            assert (
+                np.abs(loop(*inputs, **how)[0] - loop(*inputs, **how | {"cap": None})[0]).max()
+                > 0.1
+            )
 
 
 @pytest.mark.parametrize("decay", [1.0, 0.8])
@@ -199,7 +247,14 @@ def test_attention_form_is_the_scan(seed, length, chunk, decay):
 
 @pytest.mark.parametrize(
     "clip",
-    [{}, {"clip": 0.5}, {"clip": 0.1, "clip_relative": True}, {"clip": 0.5, "decay": 0.7}],
+    [
+        {},
+        {"clip": 0.5},
+        {"clip": 0.1, "clip_relative": True},
+        {"clip": 0.5, "decay": 0.7},
+        {"cap": 0.2, "spectral": True},
+        {"row_norm": True, "decay": 0.7},
+    ],
 )
 @pytest.mark.parametrize("length,chunk", [(13, 4), (6, 1), (3, 5)])
 def test_the_rule_is_the_scan(length, chunk, clip):
@@ -244,7 +299,19 @@ def test_a_sequence_can_go_on_from_the_state_of_its_first_part():
                 assert_close(two[name], one[name], "float64", name)
 
 
-@pytest.mark.parametrize("clip", [{}, {"clip": 0.5}, {"decay": 0.9}, {"decay": 0.3}])
+@pytest.mark.parametrize(
+    "clip",
+    [
+        {},
+        {"clip": 0.5},
+        {"decay": 0.9},
+        {"decay": 0.3},
+        {"cap": 0.1},
+        {"row_norm": True},
+        {"spectral": True},
+        {"cap": 0.1, "decay": 0.3},
+    ],
+)
 @pytest.mark.parametrize("packed", [False, True])
 def test_walking_back_keeps_float32_gradients(packed, clip):
     """64 chunks: the weights that were subtracted back are those that were read, to rounding."""
@@ -346,7 +413,9 @@ ONES = jnp.ones((2, 2)), jnp.ones((3, 2)), jnp.ones((3, 2))
         (lambda: InPlace(chunk_size=0), "chunk_size must be at least 1"),
         (lambda: InPlace(clip=0.0), "clip must be positive"),
         (lambda: InPlace(decay=1.1), "decay must be from 0 to 1"),
-        (lambda: InPlace(decay=0.5, loss=inner_loss), "decay and total go without loss"),
+        (lambda: InPlace(decay=0.5, loss=inner_loss), "clip, decay, spectral and total go"),
+        (lambda: InPlace(cap=0.0), "cap must be positive"),
+        (lambda: InPlace(spectral=True, loss=inner_loss), "clip, decay, spectral and total go"),
         (lambda: chunk_scan(*ONES, chunk=0, lr=1.0), "chunk must be at least 1"),
         (lambda: chunk_scan(*ONES, chunk=1, lr=1.0, decay=-0.1), "decay must be from 0 to 1"),
         (

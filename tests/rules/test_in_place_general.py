@@ -64,6 +64,9 @@ LEARNERS = {
         {"clip": 1.9, "clip_after_lr": False},
         lambda: optax.chain(optax.clip_by_global_norm(1.9), optax.sgd(LR)),
     ),
+    # options of a read go with any loss and optimiser
+    "cap": ({"cap": 0.2}, lambda: optax.sgd(LR)),
+    "row norm": ({"row_norm": True}, lambda: optax.sgd(LR)),
     # D <- D - η (g + w D)
     "decay": (
         {"decay": 0.75},
@@ -78,7 +81,8 @@ def test_the_released_rule_is_a_case_and_its_reversible_scan_is_equal(learner, d
     """Outputs, final weights and every outer gradient, in float32."""
     clip, make = LEARNERS[learner]
     released = InPlace(lr=LR, chunk_size=4, **clip)
-    rule = InPlace(chunk_size=4, optimizer=make())
+    reads = {name: clip[name] for name in ("cap", "row_norm") if name in clip}
+    rule = InPlace(chunk_size=4, optimizer=make(), **reads)
     w0, z, v = problem(1, 22)
     ids = documents(22)
     expected = outcome(own, released, w0, z, v, ids)
@@ -92,7 +96,7 @@ def test_the_clipped_cases_clip():
     free, *clipped = (
         outcome(own, InPlace(chunk_size=4, optimizer=make()), w0, z, v, None)[1]
         for name, (_, make) in LEARNERS.items()
-        if name != "decay"
+        if name in ("free", "clip after", "clip before")
     )
     assert all(np.abs(x - free).max() > 0.1 for x in clipped)
 
@@ -213,5 +217,5 @@ def test_memory_grows_with_the_root_of_the_chunks():
 
 @pytest.mark.parametrize("more", [{"clip": 1.0}, {"total": lambda x: x}])
 def test_options_of_the_released_rule_are_refused(more):
-    with pytest.raises(ValueError, match="clip, decay and total go without loss"):
+    with pytest.raises(ValueError, match="clip, decay, spectral and total go without loss"):
         InPlace(optimizer=optax.sgd(1.0), **more)

@@ -44,7 +44,7 @@ def test_one_layer_needs_less_than_2_5_gib(chunk):
     assert temporary(ours, chunk) <= 2.5
 
 
-@pytest.mark.parametrize("options", [{}, {"decay": 0.9}])
+@pytest.mark.parametrize("options", [{}, {"decay": 0.9}, {"cap": 0.1}, {"row_norm": True}])
 def test_memory_does_not_grow_with_the_number_of_chunks(options):
     """8 to 128 chunks: no more, where the form that keeps every chunk's weights has all of them."""
     few, many = temporary(ours, 4096, **options), temporary(ours, 256, **options)

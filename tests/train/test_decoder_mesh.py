@@ -45,6 +45,13 @@ CLIPS = dataclasses.replace(
     ttt=dataclasses.replace(TTT, target="input_embed", clip=0.02, clip_relative=True),
 )
 FORGETS = dataclasses.replace(LEARNS, ttt=dataclasses.replace(TTT, decay=0.6))
+CAPPED = dataclasses.replace(
+    LEARNS, ttt=dataclasses.replace(TTT, cap=0.05, row_norm=True, spectral=True)
+)
+LEARNED = dataclasses.replace(
+    LEARNS,
+    ttt=dataclasses.replace(TTT, decay=0.6, decay_learned=True, lr_learned=True, cap=0.05),
+)
 #: the partitioner is the same, only the code for each device is not optimised
 QUICK = {"xla_backend_optimization_level": "0"}
 TASK = Language(length=LENGTH, block=7)
@@ -108,6 +115,8 @@ def compiled(config, sizes, packed, gradient):
         ((1, 1, 4), CLIPS, False),
         ((2, 1, 2), FORGETS, False),
         ((1, 1, 4), FORGETS, True),
+        ((2, 1, 2), CAPPED, False),
+        ((1, 1, 4), LEARNED, True),
         ((4, 1, 2), PLAIN, False),
         ((4, 1, 2), LEARNS, False),
         ((2, 2, 2), TIED, True),

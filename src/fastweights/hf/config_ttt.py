@@ -20,6 +20,11 @@ OURS: dict[str, type] = {
     "clip_relative": bool,
     "clip_after_lr": bool,
     "decay": float,
+    "decay_learned": bool,
+    "lr_learned": bool,
+    "spectral": bool,
+    "cap": float,
+    "row_norm": bool,
 }
 PREFIX = "fastweights_ttt_"
 KEYS = (

@@ -164,7 +164,7 @@ def _start(config: DecoderConfig, name: str) -> np.ndarray:
             param_dtype=jnp.dtype(config.param_dtype),
             rngs=nnx.Rngs(key),
         )
-        return (mlp.conv if name.endswith("ttt_conv.weight") else mlp.proj)[...]
+        return getattr(mlp, names.TTT[name.split(".", 3)[3]])[...]
 
     # under jit the large matrices of the layer, which nobody asks for, are never made
     return np.asarray(jax.jit(make)(jax.random.fold_in(jax.random.key(0), int(name.split(".")[2]))))

@@ -36,7 +36,11 @@ INNER: tuple[tuple[str, str, Layout], ...] = (
     ("mlp.down.kernel", "mlp.down_proj.weight", "linear"),
     ("mlp.conv", "mlp.ttt_conv.weight", "conv"),
     ("mlp.proj", "mlp.ttt_proj.weight", "plain"),
+    ("mlp.log_gain", "mlp.fastweights_ttt_log_gain", "plain"),
+    ("mlp.decay_logit", "mlp.fastweights_ttt_decay_logit", "plain"),
 )
+#: tensors of an in-place layer, by the field of `InPlaceMLP` that holds each
+TTT = {name: path.removeprefix("mlp.") for path, name, _ in INNER if "ttt_" in name}
 #: buffers that old checkpoints hold and every implementation computes
 IGNORED = ("rotary_emb.inv_freq",)
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
@@ -95,7 +99,7 @@ def in_order(tensor: str) -> tuple[int, int, str]:
 
 def is_ttt(tensor: str) -> bool:
     """Whether a tensor belongs to in-place test-time training."""
-    return tensor.endswith((".mlp.ttt_conv.weight", ".mlp.ttt_proj.weight"))
+    return tensor.endswith(tuple("." + name for name in TTT))
 
 
 def theirs(shape: tuple[int, ...], layout: Layout) -> tuple[int, ...]:

@@ -215,9 +215,13 @@ def _ttt_problems(config: DecoderConfig, ttt: InPlaceTTT) -> list[str]:
         )
     if ttt.clip is not None and not ttt.clip > 0:
         found.append(f"ttt.clip is {ttt.clip}; it must be positive, or None for no clipping")
-    is_number = isinstance(ttt.decay, float | int) and not isinstance(ttt.decay, bool)
-    if not (is_number and 0 <= ttt.decay <= 1):
+    is_number = lambda x: isinstance(x, float | int) and not isinstance(x, bool)
+    if not (is_number(ttt.decay) and 0 <= ttt.decay <= 1):
         found.append(f"ttt.decay is {ttt.decay!r}; it must be from 0 to 1, and 1 forgets nothing")
+    elif ttt.decay_learned and ttt.decay in (0, 1):
+        found.append(f"ttt.decay is {ttt.decay}; learned, it must start between 0 and 1")
+    if ttt.cap is not None and not (is_number(ttt.cap) and ttt.cap > 0):
+        found.append(f"ttt.cap is {ttt.cap!r}; it must be positive, or None for no cap")
     return found
 
 

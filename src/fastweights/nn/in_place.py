@@ -10,6 +10,7 @@ later chunks only, so no output depends on a later token.
 
 import dataclasses
 import functools
+import math
 from typing import Any, Literal, overload
 
 import jax
@@ -25,7 +26,7 @@ from fastweights.nn.in_place_state import Fast, read_and_write, read_rows, remem
 from fastweights.nn.layer import Reading, Stacked
 from fastweights.nn.parts import MLP, depthwise, same_document
 from fastweights.rules import InPlace, outputs
-from fastweights.rules.in_place_write import Total, read
+from fastweights.rules.in_place_write import Scales, Total, effective, read
 
 Window = Literal["centred", "forward", "reconstruction"]
 
@@ -60,6 +61,14 @@ class InPlaceTTT:
         clip_relative: τ is in units of the norm of the slow weights.
         clip_after_lr: τ limits η Σ v zᵀ; otherwise Σ v zᵀ. The paper leaves it open.
         decay: λ, from 0 to 1: before a write, W - W0 is multiplied by it. The paper has none.
+        decay_learned: every layer learns a λ of its own, which starts at `decay`, between 0 and 1.
+        lr_learned: every layer learns an η of its own, which starts at `lr`.
+        spectral: Σ v zᵀ is divided by its largest singular value, so η is the norm of a write
+            (arXiv 2606.21803).
+        cap: r, the largest ‖W - W0‖ / ‖W0‖ that a token reads; W itself stays the sum of all
+            writes. None, as released, for no cap.
+        row_norm: a token reads the rows of W scaled to the norms of those of W0; W itself stays the
+            sum (arXiv 2606.21803).
     """
 
     layers: tuple[int, ...] = (0, 6, 12, 18, 24, 30)
@@ -73,6 +82,11 @@ class InPlaceTTT:
     clip_relative: bool = False
     clip_after_lr: bool = True
     decay: float = 1.0
+    decay_learned: bool = False
+    lr_learned: bool = False
+    spectral: bool = False
+    cap: float | None = None
+    row_norm: bool = False
 
 
 class InPlaceMLP(MLP):
@@ -88,7 +102,7 @@ class InPlaceMLP(MLP):
         rngs: flax's source of random keys.
 
     Raises:
-        ConfigError: the window has no such name.
+        ConfigError: the window has no such name, or a learned decay does not start between 0 and 1.
     """
 
     def __init__(
@@ -102,6 +116,12 @@ class InPlaceMLP(MLP):
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
+        if ttt.decay_learned and not 0 < ttt.decay < 1:
+            raise ConfigError(
+                f"a learned decay starts at {ttt.decay}, where its slope is 0",
+                where="ttt.decay",
+                next="between 0 and 1, such as 0.9",
+            )
         if ttt.window not in TAPS:
             raise ConfigError(
                 f"there is no window {ttt.window!r}", where="ttt.window", next=f"one of {[*TAPS]}"
@@ -122,6 +142,10 @@ class InPlaceMLP(MLP):
         if ttt.proj:
             start = diagonal_normal(initializer_range)
             self.proj = nnx.Param(start(rngs.params(), (hidden, hidden), param_dtype))
+        if ttt.lr_learned:
+            self.log_gain = nnx.Param(jnp.zeros(()))
+        if ttt.decay_learned:
+            self.decay_logit = nnx.Param(jnp.asarray(logit(ttt.decay), jnp.float32))
 
     @property
     def slow(self) -> Array:
@@ -148,22 +172,43 @@ class InPlaceMLP(MLP):
             clip_relative=ttt.clip_relative,
             clip_after_lr=ttt.clip_after_lr,
             decay=ttt.decay,
+            spectral=ttt.spectral,
+            cap=ttt.cap,
+            row_norm=ttt.row_norm,
             total=total,
         )
 
+    def learned(self) -> dict[str, Array]:
+        """Learned λ and η over `ttt.lr`, each `[]` float32, as `InPlace.init` takes them."""
+        found = {}
+        if self.ttt.decay_learned:
+            found["decay"] = jax.nn.sigmoid(self.decay_logit[...])
+        if self.ttt.lr_learned:
+            found["gain"] = jnp.exp(self.log_gain[...])
+        return found
+
+    @property
+    def scales(self) -> Scales:
+        """Numbers that writes and reads of the layer need."""
+        return self.rule().scales(self.slow, **self.learned())
+
+    def effective(self, weights: Array) -> Array:
+        """The matrix that tokens read, of the sum of W0 and all writes: `[D, F]` float32."""
+        return effective(self.scales, self.slow, weights)
+
     def apply(self, weights: Array, z: Array) -> Array:
-        """What tokens read from fast weights: `[D, F]`, `[C, F] -> [C, D]`."""
+        """What tokens read from the matrix `effective`: `[D, F]`, `[C, F] -> [C, D]`."""
         return read(weights, z)
 
     def update(self, weights: Array, z: Array, v: Array) -> Array:
-        """Fast weights `[D, F]` after one complete chunk of one sequence.
+        """The sum of W0 and all writes `[D, F]` after one complete chunk of one sequence.
 
         Args:
             weights: `[D, F]` float32, before.
             z: `[C, F]` from `hidden`.
             v: `[C, D]` from `targets`.
         """
-        return self.rule().write_chunk(weights, z, v, self.rule().limit(self.slow), self.slow)
+        return self.rule().write_chunk(weights, z, v, self.scales, self.slow)
 
     @property
     def commit_every(self) -> int:
@@ -174,17 +219,25 @@ class InPlaceMLP(MLP):
         """W0, one matrix for all rows, and no pending token."""
         del room
         dtype, (width, hidden) = jnp.dtype(self.dtype), self.down.kernel.shape[-2:]
+        slow = self.slow.astype(jnp.float32)[None]
         return Fast(
-            self.slow.astype(jnp.float32)[None],
+            slow,
             jnp.zeros((rows, self.ttt.chunk, width), dtype),
             jnp.zeros((rows, self.ttt.chunk, hidden), dtype),
+            None if self.reads_sum else slow,
         )
+
+    @property
+    def reads_sum(self) -> bool:
+        """Tokens read the sum of W0 and all writes itself."""
+        return self.ttt.cap is None and not self.ttt.row_norm
 
     def axes(self) -> dict[str, Any]:
         """Rows over the batch axes, F over `tensor`."""
         columns = PartitionSpec(mesh.BATCH, None, "tensor")
         rows = PartitionSpec(mesh.BATCH, None, None)
-        return {"weights": columns, "z": columns, "target": rows}
+        written = None if self.reads_sum else columns
+        return {"weights": columns, "z": columns, "target": rows, "written": written}
 
     def advance(
         self, x: Array, reading: Reading, state: Stacked | None = None
@@ -213,12 +266,16 @@ class InPlaceMLP(MLP):
             return jax.lax.cond(due, one, lambda w: w, weights)
 
         fast: Fast = state.one()
+        before = fast.sum
         if at_once:
-            written = jax.vmap(self.update)(fast.weights, fast.z, self.targets(fast.target))
-            weights = jnp.where(due[:, None, None], written, fast.weights)
+            written = jax.vmap(self.update)(before, fast.z, self.targets(fast.target))
+            after = jnp.where(due[:, None, None], written, before)
         else:
-            weights = jax.lax.map(lambda x: row(*x), (*fast, due))
-        return state.replaced(Fast(weights, None, None))  # pyright: ignore[reportArgumentType]
+            after = jax.lax.map(lambda x: row(*x), (before, fast.z, fast.target, due))
+        seen = after if self.reads_sum else jax.vmap(self.effective)(after)
+        written = None if self.reads_sum else after
+        # what waits stays as it is
+        return state.replaced(Fast(seen, None, None, written))  # pyright: ignore[reportArgumentType]
 
     def drift_of(self, state: Fast) -> Array:
         """‖W - W0‖ / ‖W0‖, `[G]` float32."""
@@ -286,31 +343,35 @@ class InPlaceMLP(MLP):
         parts = mesh.sizes(z).get("tensor", 1)
         rule = self.rule(jnp.sum if parts == 1 else sum_over_tensor)
 
-        def row(w: Array, z: Array, v: Array, ids: Array | None) -> Array:
-            start = rule.init(w, jnp.promote_types(w.dtype, jnp.float32))
+        def row(
+            w: Array, learned: dict[str, Array], z: Array, v: Array, ids: Array | None
+        ) -> Array:
+            start = rule.init(w, jnp.promote_types(w.dtype, jnp.float32), **learned)
             return outputs(rule, start, rule.token(z=z, v=v), segment_ids=ids)
 
-        rows = jax.vmap(row, (None, 0, 0, 0))
+        rows = jax.vmap(row, (None, None, 0, 0, 0))
         if parts == 1:
-            return rows(self.slow, z, v, segment_ids)
-        # with a copy of V for each part nothing is replicated, and both sums are written out: this
-        # one, and its mirror image in the gradient of the copies
+            return rows(self.slow, self.learned(), z, v, segment_ids)
+        # with a copy of V, and of λ and η if they are learned, for each part nothing is replicated,
+        # and both sums are written out: this one, and its mirror image in the copies' gradient
         first, last = PartitionSpec("tensor"), PartitionSpec(None, "tensor")
+        own = lambda copies: jax.tree.map(lambda x: x[0], copies)
         summands = jax.shard_map(
-            lambda w, z, v, ids: rows(w, z, v[0], ids)[None],
+            lambda w, z, copies, ids: rows(w, own(copies[1]), z, own(copies[0]), ids)[None],
             mesh=jax.typeof(z).sharding.mesh,
             in_specs=(last, PartitionSpec(None, *last), first, PartitionSpec()),
             out_specs=first,
             axis_names={"tensor"},
             check_vma=False,
         )
-        copies = jnp.broadcast_to(v[None], (parts, *v.shape))
+        copy = lambda x: jnp.broadcast_to(x[None], (parts, *x.shape))
+        copies = jax.tree.map(copy, (v, self.learned()))
         return jax.lax.reduce_sum(summands(self.slow, z, copies, segment_ids), (0,))
 
 
-def sum_over_tensor(x: Array) -> Array:
-    """The sum of an array of which each device along `tensor` has a part: `[]`."""
-    return jax.lax.psum(jnp.sum(x), "tensor")
+def sum_over_tensor(x: Array, axis: int | None = None) -> Array:
+    """The sum over an axis, or of all, of an array of which devices along `tensor` have parts."""
+    return jax.lax.psum(jnp.sum(x, axis), "tensor")
 
 
 def drift(y: Array, slow: Array, segment_ids: Array | None) -> Array:
@@ -350,6 +411,11 @@ def convolve(
     if segment_ids is not None:
         seen = seen & same_document(segment_ids, KERNEL, middle)
     return depthwise(x, kernel, seen, taps, middle)
+
+
+def logit(share: float) -> float:
+    """ln(p / (1 - p)), whose sigmoid is p."""
+    return math.log(share / (1 - share))
 
 
 def diagonal_normal(scale: float):

@@ -21,12 +21,19 @@ class Fast(NamedTuple):
     to rows g B/G to (g + 1) B/G. It is only copied when a row can complete a chunk.
     """
 
-    weights: Array  # [G, d, f] float32
+    weights: Array  # [G, d, f] float32, read by tokens
     z: Array  # [B, C, f], activities of the MLP
     target: Array  # [B, C, d], before convolution
+    #: [G, d, f] float32, W0 and all writes, where a cap or a row norm makes tokens read another one
+    written: Array | None = None
 
     #: fields whose rows may be shared
-    shared = ("weights",)  # pyright: ignore[reportGeneralTypeIssues]
+    shared = ("weights", "written")  # pyright: ignore[reportGeneralTypeIssues]
+
+    @property
+    def sum(self) -> Array:
+        """W0 and all writes: `[G, d, f]`."""
+        return self.weights if self.written is None else self.written
 
 
 def read_rows(mlp: Any, weights: Array, z: Array) -> Array:
@@ -81,18 +88,21 @@ def read_and_write(
     complete = (offset + valid.sum(1)) // chunk  # [B], chunks that complete
     lined_z, lined_target = line_up(fast.z, z), line_up(fast.target, target)
 
+    look = lambda weights: weights if mlp.reads_sum else jax.vmap(mlp.effective)(weights)
+
     def body(weights: Array, piece: tuple[Array, Array, Array]) -> tuple[Array, Array]:
         z, target, j = piece
-        y = read_rows(mlp, weights, z)
+        y = read_rows(mlp, look(weights), z)
         return lax.cond(jnp.any(complete > j), write, lambda w, *_: w, weights, z, target, j), y
 
     def write(weights: Array, z: Array, target: Array, j: Array) -> Array:
         written = jax.vmap(mlp.update)(weights, z, mlp.targets(target))
         return jnp.where((complete > j)[:, None, None], written, weights)
 
-    weights, y = lax.scan(body, fast.weights, (lined_z, lined_target, jnp.arange(pieces)))
+    weights, y = lax.scan(body, fast.sum, (lined_z, lined_target, jnp.arange(pieces)))
     y = jnp.moveaxis(y, 0, 1).reshape(len(z), pieces * chunk, -1)
     y = jnp.take_along_axis(y, place[:, :, None], 1)
     left = jnp.minimum(complete, pieces - 1)  # if the last piece is complete, no token waits
     rest = lambda line: jnp.take_along_axis(line, left[None, :, None, None], 0)[0]
-    return y, Fast(weights, rest(lined_z), rest(lined_target))
+    written = None if mlp.reads_sum else weights
+    return y, Fast(look(weights), rest(lined_z), rest(lined_target), written)

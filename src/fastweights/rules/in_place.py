@@ -7,8 +7,10 @@ first and written after it:
     read     y_t = W z_t                  for every token t of the chunk
     write    W <- W + η Σ_t v_t z_tᵀ      once, when the chunk is complete
 
-With a decay λ, which the paper has not, the write is W <- W0 + λ (W - W0) + η Σ_t v_t z_tᵀ. What a
-chunk wrote counts λⁿ after n more writes; at λ = 1, as released, W - W0 grows with every chunk.
+As released, W - W0 grows with every chunk. Options that the paper has not bound it. With a decay λ
+the write is W <- W0 + λ (W - W0) + η Σ_t v_t z_tᵀ, so a chunk's write counts λⁿ after n more of
+them. With a cap or a row norm W stays the sum, and a read takes another matrix than W
+(in_place_write.py).
 
 The write is one gradient step on `inner_loss`, -Σ_t <W z_t, v_t>, which is linear in W. So what a
 chunk writes does not depend on W, and reading is linear attention in which z is key and query, v
@@ -39,12 +41,16 @@ from fastweights.rules.in_place_general import Learner
 from fastweights.rules.in_place_scan import scan_chunks
 from fastweights.rules.in_place_write import (
     Plan,
+    Scales,
     Total,
     attention,
+    check_options,
     clip_norm,
     commit,
     deltas,
+    effective,
     inner_loss,
+    read_scales,
     write_limit,
 )
 from fastweights.rules.losses import Loss, dot_product
@@ -52,6 +58,7 @@ from fastweights.rules.optimizers import SGD, Optimizer
 
 __all__ = [
     "InPlace",
+    "Scales",
     "State",
     "Token",
     "attention",
@@ -78,7 +85,7 @@ class State(NamedTuple):
     #: the inner loss if the rule has a loss or an optimiser of its own
     pending: Array
     count: Array  # [] int32, number of those tokens
-    limit: Array | None  # [] float32, largest norm of a chunk's write; None is no limit
+    scales: Scales  # numbers of the sequence that options need
     slow: Array  # [d, f] float32, W0, the weights that a document starts from
     optimizer: Any = ()  # state of the inner optimiser, if the rule has one
 
@@ -95,6 +102,10 @@ class InPlace(Rule):
         clip_relative: τ is in units of the norm of the weights a sequence starts from.
         clip_after_lr: τ limits η Σ v zᵀ; otherwise it limits Σ v zᵀ.
         decay: λ, from 0 to 1: before a write, W - W0 is multiplied by it. The paper has none.
+        spectral: Σ v zᵀ is divided by its largest singular value, before the clip: η is the norm
+            of a write (arXiv 2606.21803).
+        cap: r, the largest ‖W - W0‖ / ‖W0‖ at a read; None for no cap.
+        row_norm: a read scales the rows of W to the norms of those of W0 (arXiv 2606.21803).
         total: sums an array over all columns of W, for a caller that has a part of them.
         loss: the inner loss, of an output `[d]` and a value `[d]`; None is −⟨W z, v⟩.
         optimizer: the inner optimiser, as of `Online`; None is gradient descent of rate η, and with
@@ -107,8 +118,8 @@ class InPlace(Rule):
     `in_place_general.py` for the others.
 
     Raises:
-        ValueError: `chunk_size` or `clip` is not positive, `decay` is not from 0 to 1, or `clip`,
-            `decay` or `total` is given with a loss or an optimiser.
+        ValueError: `chunk_size`, `clip` or `cap` is not positive, `decay` is not from 0 to 1, or
+            `clip`, `decay`, `spectral` or `total` is given with a loss or an optimiser.
     """
 
     lr: float = 0.3
@@ -117,6 +128,9 @@ class InPlace(Rule):
     clip_relative: bool = False
     clip_after_lr: bool = True
     decay: float = 1.0
+    spectral: bool = False
+    cap: float | None = None
+    row_norm: bool = False
     total: Total = dataclasses.field(default=jnp.sum, repr=False)
     loss: Loss | None = dataclasses.field(default=None, repr=False)
     optimizer: Optimizer | None = dataclasses.field(default=None, repr=False)
@@ -129,11 +143,12 @@ class InPlace(Rule):
             raise ValueError(f"chunk_size must be at least 1, got {self.chunk_size}")
         if self.clip is not None and not self.clip > 0:
             raise ValueError(f"clip must be positive or None, got {self.clip}")
-        if not 0 <= self.decay <= 1:
-            raise ValueError(f"decay must be from 0 to 1, got {self.decay}")
-        others = self.clip is not None or self.decay != 1 or self.total is not jnp.sum
-        if self.learner and others:
-            raise ValueError("clip, decay and total go without loss and optimizer, which have them")
+        check_options(self.decay, self.cap)
+        others = self.clip is not None or self.decay != 1 or self.spectral
+        if self.learner and (others or self.total is not jnp.sum):
+            raise ValueError(
+                "clip, decay, spectral and total go without loss and optimizer, which have them"
+            )
 
     @property
     def learner(self) -> Learner | None:
@@ -142,18 +157,36 @@ class InPlace(Rule):
             return None
         return self.loss or dot_product, self.optimizer or SGD(self.lr)
 
-    def init(self, w0: Array, dtype: DTypeLike = jnp.float32) -> State:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Fast weights that start at `w0 [d, f]`."""
+    @property
+    def plan(self) -> Plan:
+        """Constants of a scan whose last write is not wanted."""
+        return Plan(self.chunk_size, self.lr, False, self.total, self.decay, self.spectral)
+
+    def init(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        w0: Array,
+        dtype: DTypeLike = jnp.float32,
+        decay: Array | None = None,
+        gain: Array | None = None,
+    ) -> State:
+        """Fast weights that start at `w0 [d, f]`; for `decay` and `gain` see `scales`."""
         w0 = w0.astype(dtype)
         pending, count = jnp.zeros_like(w0), jnp.zeros((), jnp.int32)
-        return State(w0, pending, count, self.limit(w0), w0, self._new_optimizer(w0))
+        scales = self.scales(w0, decay, gain)
+        return State(w0, pending, count, scales, w0, self._new_optimizer(w0))
 
     def _new_optimizer(self, w0: Array) -> Any:
         return self.learner[1].init(jnp.zeros_like(w0)) if self.learner else ()
 
-    def limit(self, w0: Array) -> Array | None:
-        """The largest norm of a chunk's write, `[]` float32, or None."""
-        return write_limit(
+    def scales(self, w0: Array, decay: Array | None = None, gain: Array | None = None) -> Scales:
+        """Numbers that the writes and reads of a sequence need.
+
+        Args:
+            w0: `[d, f]`, the weights it starts from.
+            decay: `[]`, a learned λ in place of the rule's.
+            gain: `[]`, learned: η is `lr` times it.
+        """
+        limit = write_limit(
             w0,
             self.lr,
             self.clip,
@@ -161,6 +194,9 @@ class InPlace(Rule):
             after_lr=self.clip_after_lr,
             total=self.total,
         )
+        if limit is not None and gain is not None and not self.clip_after_lr:
+            limit = limit * gain
+        return Scales(limit, *read_scales(w0, self.cap, self.row_norm, self.total), decay, gain)
 
     def reset(self, state: State) -> State:
         """W0, without pending tokens, a new optimiser state; the place in the chunk stays."""
@@ -183,25 +219,25 @@ class InPlace(Rule):
         """Add `tokens` tokens' η Σ v zᵀ to the pending ones, and commit them if that is a chunk."""
         pending, count = state.pending + delta, state.count + tokens
         full = count >= self.chunk_size
-        after = commit(
-            state.weights, pending, state.limit, self.total, slow=state.slow, decay=self.decay
-        )
+        after = commit(self.plan, state.scales, state.slow, state.weights, pending)
         return state._replace(
             weights=jnp.where(full, after, state.weights),
             pending=jnp.where(full, 0, pending),
             count=jnp.where(full, 0, count),
         )
 
-    def write_chunk(
-        self, weights: Array, z: Array, v: Array, limit: Array | None, slow: Array
-    ) -> Array:
-        """W after one chunk: `[d, f]`, `[C, f]`, `[C, d]`, `[]` and W0 `[d, f]` -> `[d, f]`."""
-        delta = deltas(z, v, self.lr)
-        return commit(weights, delta, limit, self.total, slow=slow, decay=self.decay)
+    def write_chunk(self, weights: Array, z: Array, v: Array, scales: Scales, slow: Array) -> Array:
+        """W after one chunk: `[d, f]`, `[C, f]`, `[C, d]`, scales and W0 `[d, f]` -> `[d, f]`."""
+        return commit(self.plan, scales, slow, weights, deltas(z, v, self.lr))
+
+    def matrix(self, state: State) -> Array:
+        """The matrix that tokens read: W, or W with cap or row norm: `[d, f]`."""
+        return effective(state.scales, state.slow, state.weights, self.total)
 
     def read(self, state: State, query: Array) -> Array:
-        """W z: `[f] -> [d]`."""
-        return (state.weights @ query.astype(state.weights.dtype)).astype(query.dtype)
+        """The product of that matrix and z: `[f] -> [d]`."""
+        matrix = self.matrix(state)
+        return (matrix @ query.astype(matrix.dtype)).astype(query.dtype)
 
     def step(self, state: State, token: Token) -> tuple[State, Array]:
         """Read, then write: a token never reads its own chunk."""
@@ -225,9 +261,9 @@ class InPlace(Rule):
             return general.sequence(self, self.learner, self.chunk_size, state, tokens, segment_ids)
         if tokens.store is not None:
             return None
-        plan = Plan(self.chunk_size, self.lr, False, self.total, self.decay)
         z, v, _ = tokens
-        return scan_chunks(plan, state.slow, state.weights, state.limit, z, v, segment_ids)[0]
+        start, w0 = state.weights, state.slow
+        return scan_chunks(self.plan, w0, start, state.scales, z, v, segment_ids)[0]
 
     def chunk(
         self, state: State, tokens: Token, starts: Array | None = None
@@ -253,7 +289,7 @@ class InPlace(Rule):
         def one_write(state, index):
             here = place // self.chunk_size == index
             stored = jnp.where((here & store)[:, None], v, 0)
-            y = jnp.where(here[:, None], z @ state.weights.T, 0)
+            y = jnp.where(here[:, None], z @ self.matrix(state).T, 0)
             tokens_here = jnp.sum(here & store, dtype=jnp.int32)
             return self._add(state, self.lr * (stored.T @ z), tokens_here), y
 

@@ -19,6 +19,7 @@ from jax import Array, lax
 
 from fastweights.rules.in_place_write import (
     Plan,
+    Scales,
     commit,
     contract,
     deltas,
@@ -65,32 +66,46 @@ def packed_scan(
     plan: Plan,
     w0: Array,
     start: Array,
-    limit: Array | None,
+    scales: Scales,
     z: Array,
     v: Array,
     segments: Array | None,
 ) -> tuple[Array, Array | None]:
     """`chunk_scan` with documents or a decay: outputs `[T, d]` and the last document's weights."""
-    return _forward(plan, w0, start, limit, z, v, segments)[0]
+    return _forward(plan, w0, start, scales, z, v, segments)[0]
+
+
+def stored(stores: Array | None, v: Array) -> Array:
+    """Targets `[C, d]` with 0 for what a chunk does not store."""
+    return v if stores is None else jnp.where(stores, v, 0)
+
+
+def after(
+    plan: Plan,
+    goes_on: Array | None,
+    weights: Array,
+    w0: Array,
+    delta: Array | None,
+    scales: Scales,
+) -> Array:
+    """The matrix after a chunk, which writes `delta`; None for a chunk that is not complete."""
+    if goes_on is not None:
+        weights = jnp.where(goes_on, weights, w0.astype(weights.dtype))
+    if delta is None:
+        return weights
+    return commit(plan, scales, w0, weights, delta)
 
 
 def _chunk(plan: Plan, at: Layout | None, i, z, v):
-    """Rows of chunk i, with 0 for what it does not store."""
+    """Rows of chunk i, and if it ends in its first document."""
     zi, vi = piece(z, i, plan.chunk), piece(v, i, plan.chunk)
-    return zi, vi if at is None else jnp.where(piece(at.stores, i, plan.chunk), vi, 0)
-
-
-def _after(plan: Plan, at: Layout | None, i, weights, w0, delta, limit):
-    """The matrix after chunk i, which writes `delta`; None for a chunk that is not complete."""
-    if at is not None:
-        weights = jnp.where(at.goes_on[i], weights, w0.astype(weights.dtype))
-    if delta is None:
-        return weights
-    return commit(weights, delta, limit, plan.total, slow=w0, decay=plan.decay)
+    if at is None:
+        return zi, vi, None
+    return zi, stored(piece(at.stores, i, plan.chunk), vi), at.goes_on[i]
 
 
 def _before(at: Layout | None, i, grad: Array, d_w0: Array, decay: float) -> tuple[Array, Array]:
-    """Back through `_after`: the gradients to the matrix before chunk i, and to w0."""
+    """Back through `after`: the gradients to the matrix before chunk i, and to w0."""
     if decay != 1:
         d_w0, grad = d_w0 + (1 - decay) * grad, decay * grad
     if at is None:
@@ -98,17 +113,17 @@ def _before(at: Layout | None, i, grad: Array, d_w0: Array, decay: float) -> tup
     return jnp.where(at.goes_on[i], grad, 0), d_w0 + jnp.where(at.goes_on[i], 0, grad)
 
 
-def _forward(plan, w0, start, limit, z, v, segments):
+def _forward(plan, w0, start, scales, z, v, segments):
     at = layout(segments, plan.chunk)
     count = num_writes(len(z), plan.chunk)
     last = count * plan.chunk
 
     def body(carry, i):
         weights, y = carry
-        zi, vi = _chunk(plan, at, i, z, v)
+        zi, vi, goes_on = _chunk(plan, at, i, z, v)
         y = put(y, read(weights, zi), i * plan.chunk)
         delta = deltas(zi, vi, plan.lr)
-        return _after(plan, at, i, weights, w0, delta, limit), y
+        return after(plan, goes_on, weights, w0, delta, scales), y
 
     y = jnp.zeros((len(z), v.shape[1]), z.dtype)
     weights, y = over_chunks(body, (start, y), count)
@@ -117,15 +132,16 @@ def _forward(plan, w0, start, limit, z, v, segments):
         y = jnp.where(at.reads, y, read(w0, z))
     final = None
     if plan.final:
-        delta = None
+        delta, goes_on = None, None if at is None else at.goes_on[count]
         if len(z) - last == plan.chunk:
-            delta = deltas(*_chunk(plan, at, count, z, v), plan.lr)
-        final = _after(plan, at, count, weights, w0, delta, limit)
-    return (y, final), (w0, start, limit, z, v, segments)
+            zi, vi, _ = _chunk(plan, at, count, z, v)
+            delta = deltas(zi, vi, plan.lr)
+        final = after(plan, goes_on, weights, w0, delta, scales)
+    return (y, final), (w0, start, scales, z, v, segments)
 
 
 def _backward(plan, saved, cotangents):
-    w0, start, limit, z, v, segments = saved
+    w0, start, scales, z, v, segments = saved
     dy, d_final = cotangents
     at = layout(segments, plan.chunk)
     count = num_writes(len(z), plan.chunk)
@@ -139,31 +155,29 @@ def _backward(plan, saved, cotangents):
 
     def forwards(carry, i):
         weights, dz = carry
-        zi, vi = _chunk(plan, at, i, z, v)
+        zi, vi, goes_on = _chunk(plan, at, i, z, v)
         row = i * plan.chunk
         dz = put(
             dz, piece(dz, i, plan.chunk) + contract(piece(dy, i, plan.chunk), weights, (1, 0)), row
         )
         delta = deltas(zi, vi, plan.lr)
-        return _after(plan, at, i, weights, w0, delta, limit), dz
+        return after(plan, goes_on, weights, w0, delta, scales), dz
 
     weights, dz = over_chunks(forwards, (start, dz), count)
     dz = put(dz, dz[last:] + contract(dy[last:], weights, (1, 0)), last)
 
     def unwrite(carry, i):
         """Back through the write of chunk i: `grad` is the gradient to the weights after it."""
-        grad, d_w0, d_limit, dz, dv = carry
-        zi, vi = _chunk(plan, at, i, z, v)
-        d_delta = grad
-        if limit is not None:
-            d_delta, more = written_and_back(plan, zi, vi, limit)[1](grad)
-            d_limit = more + d_limit
+        grad, d_w0, d_scales, dz, dv = carry
+        zi, vi, goes_on = _chunk(plan, at, i, z, v)
+        d_delta, more = written_and_back(plan, zi, vi, scales)[1](grad)
+        d_scales = jax.tree.map(jnp.add, d_scales, more)
         row = i * plan.chunk
         dz = put(dz, piece(dz, i, plan.chunk) + plan.lr * contract(vi, d_delta, (1, 0)), row)
         dv_i = plan.lr * contract(zi, d_delta, (1, 1))
         if at is not None:
-            dv_i = jnp.where(piece(at.stores, i, plan.chunk), dv_i, 0)
-        return *_before(at, i, grad, d_w0, plan.decay), d_limit, dz, put(dv, dv_i, row)
+            dv_i = stored(piece(at.stores, i, plan.chunk), dv_i)
+        return *_before(at, i, grad, d_w0, plan.decay), d_scales, dz, put(dv, dv_i, row)
 
     def backwards(carry, i):
         grad, *rest = unwrite(carry, i)
@@ -171,16 +185,15 @@ def _backward(plan, saved, cotangents):
         return grad + outer(di, zi), *rest
 
     grad = jnp.zeros_like(start) if d_final is None else d_final
-    d_limit = None if limit is None else jnp.zeros_like(limit)
-    carry = (grad, d_w0, d_limit, dz, jnp.zeros_like(v))
+    carry = (grad, d_w0, jax.tree.map(jnp.zeros_like, scales), dz, jnp.zeros_like(v))
     if plan.final and len(z) - last == plan.chunk:
         carry = unwrite(carry, count)
     elif plan.final:
         carry = (*_before(at, count, grad, d_w0, 1.0), *carry[2:])
     grad, *rest = carry
     carry = (grad + outer(dy[last:], z[last:]), *rest)
-    grad, d_w0, d_limit, dz, dv = over_chunks(backwards, carry, count, reverse=True)
-    return jnp.asarray(d_w0, w0.dtype), grad, d_limit, dz, dv, None
+    grad, d_w0, d_scales, dz, dv = over_chunks(backwards, carry, count, reverse=True)
+    return jnp.asarray(d_w0, w0.dtype), grad, d_scales, dz, dv, None
 
 
 packed_scan.defvjp(_forward, _backward)

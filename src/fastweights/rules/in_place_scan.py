@@ -8,9 +8,12 @@ the chunk read, it goes from the last chunk to the first:
     dZ   = dY W + η V G            dV = η Z Gᵀ
     G   <- G + dYᵀ Z               at the first chunk: the gradient to the weights at the start
 
-It saves one matrix, not one per chunk. Forgetting cannot be walked back, at a document border or by
-a decay: in_place_packed.py. Both write their results into one array inside the loop, because
-stacking and joining pieces would copy arrays of the size of Z.
+It saves one matrix, not one per chunk. With a cap or a row norm, dY W and dYᵀ Z go through the
+pullback of that read at the W that is walked back.
+
+Forgetting cannot be walked back, at a document border or by a decay: in_place_packed.py. Both write
+their results into one array inside the loop, because stacking and joining pieces would copy arrays
+of the size of Z. Forgetting together with a cap or a row norm is in in_place_recomputed.py.
 """
 
 import functools
@@ -21,81 +24,100 @@ from jax import Array
 
 from fastweights.rules.base import sequence_length
 from fastweights.rules.in_place_packed import packed_scan
+from fastweights.rules.in_place_recomputed import recomputed_scan
 from fastweights.rules.in_place_write import (
     Plan,
+    Scales,
     Total,
+    check_options,
     commit,
     contract,
     deltas,
+    effective,
     num_writes,
     outer,
     over_chunks,
     piece,
     put,
     read,
+    read_scales,
     write_limit,
     written_and_back,
 )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _scan(plan: Plan, start: Array, limit: Array | None, z: Array, v: Array):
-    return _forward(plan, start, limit, z, v)[0]
+def _scan(plan: Plan, w0: Array, start: Array, scales: Scales, z: Array, v: Array):
+    return _forward(plan, w0, start, scales, z, v)[0]
 
 
-def _forward(plan, start, limit, z, v):
+def _forward(plan, w0, start, scales, z, v):
     count = num_writes(len(z), plan.chunk)
     last = count * plan.chunk
+    look = lambda weights, z: read(effective(scales, w0, weights, plan.total), z)
 
     def body(carry, i):
         weights, y = carry
         zi, vi = piece(z, i, plan.chunk), piece(v, i, plan.chunk)
-        y = put(y, read(weights, zi), i * plan.chunk)
-        return commit(weights, deltas(zi, vi, plan.lr), limit, plan.total), y
+        y = put(y, look(weights, zi), i * plan.chunk)
+        return commit(plan, scales, w0, weights, deltas(zi, vi, plan.lr)), y
 
     y = jnp.zeros((len(z), v.shape[1]), z.dtype)
     weights, y = over_chunks(body, (start, y), count)
-    y = put(y, read(weights, z[last:]), last)
+    y = put(y, look(weights, z[last:]), last)
     final = None
     if plan.final:
         final = weights
         if len(z) - last == plan.chunk:
-            final = commit(weights, deltas(z[last:], v[last:], plan.lr), limit, plan.total)
-    return (y, final), (weights, limit, z, v)
+            final = commit(plan, scales, w0, weights, deltas(z[last:], v[last:], plan.lr))
+    return (y, final), (w0, weights, scales, z, v)
+
+
+def _unread(plan, w0, scales, weights, z, dy):
+    """Back through the read of a chunk: gradients to Z, and to W, W0 and the scales."""
+    if scales.reads_sum:
+        return contract(dy, weights, (1, 0)), (outer(dy, z), None, None)
+    look = lambda scales, w0, weights: effective(scales, w0, weights, plan.total)
+    matrix, pull = jax.vjp(look, scales, w0, weights)
+    d_scales, d_w0, grad = pull(outer(dy, z))
+    return contract(dy, matrix, (1, 0)), (grad, d_w0, d_scales)
 
 
 def _backward(plan, saved, cotangents):
-    weights, limit, z, v = saved
+    w0, weights, scales, z, v = saved
     dy, d_final = cotangents
     count = num_writes(len(z), plan.chunk)
     last = count * plan.chunk
     zl, vl, dl = z[last:], v[last:], dy[last:]
+    add = lambda a, b: a if b is None else jax.tree.map(jnp.add, a, b)
+    slow = (jnp.zeros_like(w0), jax.tree.map(jnp.zeros_like, scales))  # gradients to W0 and scales
     grad = jnp.zeros_like(weights) if d_final is None else d_final
-    d_limit = None if limit is None else jnp.zeros_like(limit)
     dz, dv = jnp.zeros_like(z), jnp.zeros_like(v)
-    dz_last = contract(dl, weights, (1, 0))
+    dz_last, (d_read, *more) = _unread(plan, w0, scales, weights, zl, dl)
+    slow = tuple(map(add, slow, more))
     if plan.final and len(zl) == plan.chunk:
-        d_delta, d_limit = written_and_back(plan, zl, vl, limit)[1](grad)
+        d_delta, d_scales = written_and_back(plan, zl, vl, scales)[1](grad)
+        slow = slow[0], add(slow[1], d_scales)
         dz_last += plan.lr * contract(vl, d_delta, (1, 0))
         dv = put(dv, plan.lr * contract(zl, d_delta, (1, 1)), last)
     dz = put(dz, dz_last, last)
-    grad = grad + outer(dl, zl)
+    grad = grad + d_read
 
     def body(carry, i):
-        weights, grad, d_limit, dz, dv = carry
+        weights, grad, (d_w0, d_scales), dz, dv = carry
         zi, vi, di = (piece(x, i, plan.chunk) for x in (z, v, dy))
-        delta, pull = written_and_back(plan, zi, vi, limit)
+        delta, pull = written_and_back(plan, zi, vi, scales)
         weights = weights - delta
         d_delta, more = pull(grad)
-        dz_i = contract(di, weights, (1, 0)) + plan.lr * contract(vi, d_delta, (1, 0))
-        dz = put(dz, dz_i, i * plan.chunk)
+        dz_i, (d_read, more_w0, more_scales) = _unread(plan, w0, scales, weights, zi, di)
+        dz = put(dz, dz_i + plan.lr * contract(vi, d_delta, (1, 0)), i * plan.chunk)
         dv = put(dv, plan.lr * contract(zi, d_delta, (1, 1)), i * plan.chunk)
-        d_limit = None if d_limit is None else d_limit + more
-        return weights, grad + outer(di, zi), d_limit, dz, dv
+        slow = add(d_w0, more_w0), add(add(d_scales, more), more_scales)
+        return weights, grad + d_read, slow, dz, dv
 
-    carry = (weights, grad, d_limit, dz, dv)
-    _, grad, d_limit, dz, dv = over_chunks(body, carry, count, reverse=True)
-    return grad, d_limit, dz, dv
+    carry = (weights, grad, slow, dz, dv)
+    _, grad, (d_w0, d_scales), dz, dv = over_chunks(body, carry, count, reverse=True)
+    return d_w0, grad, d_scales, dz, dv
 
 
 _scan.defvjp(_forward, _backward)
@@ -105,15 +127,18 @@ def scan_chunks(
     plan: Plan,
     w0: Array,
     start: Array,
-    limit: Array | None,
+    scales: Scales,
     z: Array,
     v: Array,
     segments: Array | None,
 ) -> tuple[Array, Array | None]:
-    """`chunk_scan` from a `Plan` and the limit `[]` of a write."""
-    if segments is None and plan.decay == 1:
-        return _scan(plan, start, limit, z, v)
-    return packed_scan(plan, w0, start, limit, z, v, segments)
+    """`chunk_scan` from a `Plan` and the scales of the sequence."""
+    forgets = plan.decay != 1 or scales.decay is not None
+    if segments is None and not forgets:
+        return _scan(plan, w0, start, scales, z, v)
+    if scales.reads_sum and scales.decay is None:
+        return packed_scan(plan, w0, start, scales, z, v, segments)
+    return recomputed_scan(plan, w0, start, scales, z, v, segments)
 
 
 def chunk_scan(
@@ -126,7 +151,10 @@ def chunk_scan(
     clip: float | None = None,
     clip_relative: bool = False,
     clip_after_lr: bool = True,
-    decay: float = 1.0,
+    decay: float | Array = 1.0,
+    spectral: bool = False,
+    cap: float | None = None,
+    row_norm: bool = False,
     segments: Array | None = None,
     start: Array | None = None,
     final: bool = True,
@@ -136,7 +164,8 @@ def chunk_scan(
 
     Products are taken in the dtype of `z` and `v` and summed in float32, the dtype of the fast
     weights. Cost: 2 products of the size of Z W0ᵀ forward and 5 backward (a plain layer: 1 and 2),
-    with a decay too; with `segments` 3 and 7. Memory does not grow with the number of chunks.
+    with a decay too; with `segments` 3 and 7. Memory does not grow with the number of chunks n; it
+    grows with √n where `cap` or `row_norm` meet a decay or `segments`, and with a learned decay.
 
     Args:
         w0: `[d, f]`, the weights a document starts from.
@@ -148,7 +177,10 @@ def chunk_scan(
         clip_relative: τ is in units of the norm of `w0`.
         clip_after_lr: τ limits η Σ v zᵀ; otherwise it limits Σ v zᵀ.
         decay: λ, from 0 to 1: before a write, W - W0 is multiplied by it. A chunk of padding is
-            written too, as a chunk of zeros.
+            written too, as a chunk of zeros. An array `[]` is learned: it has a gradient.
+        spectral: Σ v zᵀ is divided by its largest singular value, before the clip.
+        cap: r, the largest ‖W - W0‖ / ‖W0‖ at a read; None for no cap. See `effective`.
+        row_norm: a read scales the rows of W to the norms of those of W0.
         segments: `[T]` int, documents 1, 2, ... that each lie in one piece, and 0 for padding.
             A token reads the writes of earlier chunks of its own document; padding reads `w0` and
             is not written. None is one document.
@@ -170,11 +202,13 @@ def chunk_scan(
     """
     if chunk < 1:
         raise ValueError(f"chunk must be at least 1, got {chunk}")
-    if not 0 <= decay <= 1:
-        raise ValueError(f"decay must be from 0 to 1, got {decay}")
+    check_options(None if isinstance(decay, Array) else decay, cap)
     if sequence_length((z, v, segments)) < 1:
         raise ValueError("there must be at least one token, got none")
     limit = write_limit(w0, lr, clip, relative=clip_relative, after_lr=clip_after_lr, total=total)
+    learned = decay if isinstance(decay, Array) else None
+    scales = Scales(limit, *read_scales(w0, cap, row_norm, total), learned)
     state_dtype = jnp.promote_types(w0.dtype, jnp.float32)
     state = w0.astype(state_dtype) if start is None else start.astype(state_dtype)
-    return scan_chunks(Plan(chunk, lr, final, total, decay), w0, state, limit, z, v, segments)
+    plan = Plan(chunk, lr, final, total, 1.0 if isinstance(decay, Array) else decay, spectral)
+    return scan_chunks(plan, w0, state, scales, z, v, segments)

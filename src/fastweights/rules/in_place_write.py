@@ -1,8 +1,17 @@
-"""One chunk of In-Place TTT (Feng et al. 2026, arXiv 2604.06169): its products and its write.
+"""One chunk of In-Place TTT (Feng et al. 2026, arXiv 2604.06169): products, read and write.
 
 The write is `commit`. `written_and_back` is its pullback, for the backward passes of the scans.
+
+With the options of a read, tokens do not read W itself. D = W - W0 is the sum of the writes:
+
+    cap r       W0 + D min(1, r ‖W0‖ / ‖D‖)     Frobenius norms
+    row norm    row i of W, scaled to the norm of row i of W0
+
+Both act on a read alone, so the state stays a sum and the writes stay independent of it. The row
+norm is that of TTT-NTP (arXiv 2606.21803), the cap is ours.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,8 +22,28 @@ from jax import Array, lax
 from fastweights.ops import root, shortening
 from fastweights.rules.base import sequence_length
 
-#: the sum of an array; of all parts of a matrix where only some of its columns are at hand
-Total = Callable[[Array], Array]
+#: the sum of an array, or over an axis of it; over all columns of a matrix where only some of them
+#: are at hand
+Total = Callable[..., Array]
+#: power iterations of `spectral_norm`
+ITERATIONS = 5
+#: the least norm of a row that the row norm divides by
+LEAST_ROW = 1e-5
+
+
+class Scales(NamedTuple):
+    """Numbers of a sequence that a write or a read needs; None is without the option."""
+
+    write: Array | None = None  # [], largest norm of a chunk's write
+    cap: Array | None = None  # [], largest norm of D at a read
+    rows: Array | None = None  # [d], norms of the rows at a read
+    decay: Array | None = None  # [], λ if it is learned
+    gain: Array | None = None  # [], η over the plan's, if it is learned
+
+    @property
+    def reads_sum(self) -> bool:
+        """Tokens read W itself, without cap and row norm."""
+        return self.cap is None and self.rows is None
 
 
 class Plan(NamedTuple):
@@ -24,7 +53,8 @@ class Plan(NamedTuple):
     lr: float  # η
     final: bool  # is the last chunk's write wanted
     total: Total  # sums over all columns, of which z and the weights may be a part
-    decay: float = 1.0  # λ
+    decay: float = 1.0  # λ, if it is not learned
+    spectral: bool = False  # is Σ v zᵀ divided by its spectral norm
 
 
 def contract(a: Array, b: Array, axes: tuple[int, int], dtype=None) -> Array:
@@ -39,7 +69,21 @@ def contract(a: Array, b: Array, axes: tuple[int, int], dtype=None) -> Array:
 
 def read(weights: Array, z: Array) -> Array:
     """Z Wᵀ: `[d, f]`, `[C, f] -> [C, d]`; in the dtype of z, as the layer it stands for."""
+    return _read(weights, z)
+
+
+@jax.custom_vjp
+def _read(weights: Array, z: Array) -> Array:
     return contract(z, weights, (1, 1), z.dtype)
+
+
+def _read_backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
+    weights, z = saved
+    dz = contract(dy, weights, (1, 0), z.dtype)
+    return outer(dy, z).astype(weights.dtype), dz
+
+
+_read.defvjp(lambda weights, z: (_read(weights, z), (weights, z)), _read_backward)
 
 
 def outer(a: Array, b: Array) -> Array:
@@ -51,7 +95,21 @@ def outer(a: Array, b: Array) -> Array:
 
 def deltas(z: Array, v: Array, lr: float) -> Array:
     """η Vᵀ Z: `[C, f]`, `[C, d] -> [d, f]`."""
+    return _deltas(z, v, lr)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _deltas(z: Array, v: Array, lr: float) -> Array:
     return lr * outer(v, z)
+
+
+def _deltas_backward(lr: float, saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+    z, v = saved
+    back = lambda a, axis, like: (lr * contract(a, g, (1, axis))).astype(like.dtype)
+    return back(v, 0, z), back(z, 1, v)
+
+
+_deltas.defvjp(lambda z, v, lr: (_deltas(z, v, lr), (z, v)), _deltas_backward)
 
 
 def inner_loss(weights: Array, z: Array, v: Array) -> Array:
@@ -106,38 +164,87 @@ def write_limit(
     return size * (tau if after_lr else tau * abs(lr))
 
 
-def commit(
-    weights: Array,
-    delta: Array,
-    limit: Array | None,
-    total: Total = jnp.sum,
-    *,
-    slow: Array | None = None,
-    decay: float = 1.0,
-) -> Array:
-    """The write of one chunk, W0 + λ (W - W0) + ΔW with ΔW clipped: `[d, f]`.
+def spectral_norm(matrix: Array, total: Total = jnp.sum) -> Array:
+    """The largest singular value by five power iterations, a lower bound of it: `[d, f] -> []`.
 
     Args:
-        weights: `[d, f]`, before.
-        delta: `[d, f]`, η Σ v zᵀ of the chunk.
-        limit: `[]`, the largest norm of a write; None is no limit.
+        matrix: `[d, f]`, or the part of its columns that is at hand.
         total: as in `clip_norm`.
-        slow: `[d, f]`, W0; a write with a decay needs it.
-        decay: λ.
     """
-    if decay != 1.0:
-        assert slow is not None
+
+    def iterate(left: Array, _) -> tuple[Array, None]:
+        right = matrix.T @ left
+        size = frobenius(right, total)
+        left = total((matrix @ right)[None], 0) / jnp.where(size > 0, size, 1)
+        norm = root(jnp.sum(left * left))
+        return left / jnp.where(norm > 0, norm, 1), None
+
+    start = jax.random.normal(jax.random.key(0), matrix.shape[:1], jnp.float32)
+    left, _ = lax.scan(iterate, start.astype(matrix.dtype), length=ITERATIONS)
+    return frobenius(matrix.T @ left, total)
+
+
+def shaped(plan: Plan, delta: Array, scales: Scales) -> Array:
+    """What a chunk writes, from η Σ v zᵀ: divided by a spectral norm, then clipped: `[d, f]`."""
+    if plan.spectral:
+        norm = spectral_norm(delta, plan.total)
+        delta = delta * (abs(plan.lr) / jnp.where(norm > 0, norm, 1))
+    if scales.gain is not None:
+        delta = delta * scales.gain.astype(delta.dtype)
+    return clip_norm(delta, scales.write, plan.total)
+
+
+def commit(plan: Plan, scales: Scales, slow: Array, weights: Array, delta: Array) -> Array:
+    """The write of one chunk, W0 + λ (W - W0) + ΔW: `[d, f]`.
+
+    Args:
+        plan: of the scan.
+        scales: of the sequence.
+        slow: `[d, f]`, W0.
+        weights: `[d, f]`, before.
+        delta: `[d, f]`, η Σ v zᵀ of the chunk, of which `shaped` makes ΔW.
+    """
+    decay = plan.decay if scales.decay is None else scales.decay
+    if scales.decay is not None or decay != 1.0:
         slow = slow.astype(weights.dtype)
         weights = slow + decay * (weights - slow)
-    return weights + clip_norm(delta, limit, total)
+    return weights + shaped(plan, delta, scales)
 
 
-def written_and_back(plan: Plan, z: Array, v: Array, limit: Array | None):
-    """A chunk's clipped ΔW and its pullback: `(ΔW, G -> (gradient to η Vᵀ Z, to limit))`."""
+def read_scales(
+    w0: Array, cap: float | None, row_norm: bool, total: Total = jnp.sum
+) -> tuple[Array | None, Array | None]:
+    """The largest norm of D at a read `[]` and the norms of rows `[d]`, of W0 `[d, f]`."""
+    wide = w0.astype(jnp.promote_types(w0.dtype, jnp.float32))
+    largest = None if cap is None else cap * frobenius(wide, total)
+    return largest, root(total(wide * wide, 1)) if row_norm else None
+
+
+def effective(scales: Scales, slow: Array, weights: Array, total: Total = jnp.sum) -> Array:
+    """The matrix that tokens read, of the state W and of W0: `[d, f]`; see the module."""
+    if scales.cap is not None:
+        slow = slow.astype(weights.dtype)
+        weights = slow + clip_norm(weights - slow, scales.cap, total)
+    if scales.rows is not None:
+        norms = jnp.maximum(root(total(weights * weights, 1)), LEAST_ROW)
+        weights = weights * (scales.rows / norms).astype(weights.dtype)[:, None]
+    return weights
+
+
+def written_and_back(plan: Plan, z: Array, v: Array, scales: Scales):
+    """A chunk's ΔW and its pullback: `(ΔW, G -> (gradient to η Vᵀ Z, to scales))`."""
     delta = deltas(z, v, plan.lr)
-    if limit is None:
-        return delta, lambda g: (g, None)
-    return jax.vjp(lambda delta, limit: clip_norm(delta, limit, plan.total), delta, limit)
+    if scales.write is None and scales.gain is None and not plan.spectral:
+        return delta, lambda g: (g, jax.tree.map(jnp.zeros_like, scales))
+    return jax.vjp(functools.partial(shaped, plan), delta, scales)
+
+
+def check_options(decay: float | None, cap: float | None) -> None:
+    """Raises ValueError for a decay that is not from 0 to 1, or a cap that is not positive."""
+    if decay is not None and not 0 <= decay <= 1:
+        raise ValueError(f"decay must be from 0 to 1, got {decay}")
+    if cap is not None and not cap > 0:
+        raise ValueError(f"cap must be positive or None, got {cap}")
 
 
 def piece(x: Array, index: Array, chunk: int) -> Array:

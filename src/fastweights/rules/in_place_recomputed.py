@@ -1,0 +1,74 @@
+"""In-Place TTT where the gradient needs every chunk's matrix and none can be walked back.
+
+This is a read with cap or row norm in a row of several documents or with a decay, and a learned
+decay. The backward pass is autodiff's. Of n chunks, the forward pass keeps about √n matrices, and
+the backward pass computes the √n between two of them again: memory grows with √n.
+"""
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from fastweights.rules.in_place_packed import after, layout, stored
+from fastweights.rules.in_place_write import Plan, Scales, deltas, effective, num_writes, read
+
+
+def recomputed_scan(
+    plan: Plan,
+    w0: Array,
+    start: Array,
+    scales: Scales,
+    z: Array,
+    v: Array,
+    segments: Array | None,
+) -> tuple[Array, Array | None]:
+    """`chunk_scan` with any options: outputs `[T, d]` and the last document's weights."""
+    chunk, count = plan.chunk, num_writes(len(z), plan.chunk)
+    at = layout(segments, chunk)
+    reads, stores, goes_on = (None, None, None) if at is None else at
+    tokens, last = (z, v, reads, stores), count * chunk
+
+    def look(weights: Array, z: Array, reads: Array | None) -> Array:
+        y = read(effective(scales, w0, weights, plan.total), z)
+        return y if reads is None else jnp.where(reads, y, read(w0, z))
+
+    def body(weights: Array, inputs: Any) -> tuple[Array, Array]:
+        (z, v, reads, stores), goes_on = inputs
+        delta = deltas(z, stored(stores, v), plan.lr)
+        return after(plan, goes_on, weights, w0, delta, scales), look(weights, z, reads)
+
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def block(weights: Array, inputs: Any) -> tuple[Array, Array]:
+        return lax.scan(body, weights, inputs)
+
+    size = max(1, math.isqrt(count))
+    blocks, rest = divmod(count, size)
+    weights, ys, first = start, [], 0
+    for many, length in ((blocks, size), (1, rest)):
+        if many * length:
+            rows = slice(first * chunk, (first + many * length) * chunk)
+            shape = (many, length)
+            here = jax.tree.map(functools.partial(_rows, rows, (*shape, chunk)), tokens)
+            ends = None
+            if goes_on is not None:
+                ends = goes_on[first : first + many * length].reshape(shape)
+            weights, y = lax.scan(block, weights, (here, ends))
+            ys.append(y.reshape(-1, v.shape[1]))
+            first += many * length
+    zl, vl, reads, stores = jax.tree.map(lambda x: x[last:], tokens)
+    ys.append(look(weights, zl, reads))
+    final = None
+    if plan.final:
+        delta = deltas(zl, stored(stores, vl), plan.lr) if len(zl) == chunk else None
+        ends = None if goes_on is None else goes_on[count]
+        final = after(plan, ends, weights, w0, delta, scales)
+    return jnp.concatenate(ys), final
+
+
+def _rows(rows: slice, shape: tuple[int, ...], x: Array) -> Array:
+    """Some rows of an array, with the leading axis cut into `shape`."""
+    return x[rows].reshape(*shape, *x.shape[1:])
