@@ -30,6 +30,7 @@ import tyro
 from fastweights.cli import load_config
 from fastweights.tasks import context_loss
 from fastweights.tasks.base import Data
+from fastweights.tasks.batches import evenly
 from fastweights.train import Config, train
 from fastweights.train.state import parameter_count
 
@@ -131,11 +132,6 @@ def base_config(data: Path, steps: int | None) -> Config:
     )
 
 
-def spread_evenly(count: int, rows: int) -> np.ndarray:
-    """At most `rows` of `count` indices, from the first to the last at equal distances."""
-    return np.unique(np.linspace(0, count - 1, min(rows, count)).round().astype(int))
-
-
 def run(arm: str, config: Config, seed: int, folder: Path, rows: int) -> dict[str, Any]:
     """Train one (arm, seed), or go on with it, and measure it on the test books."""
     config = dataclasses.replace(config, seed=seed)
@@ -144,12 +140,12 @@ def run(arm: str, config: Config, seed: int, folder: Path, rows: int) -> dict[st
     losses = functools.partial(jax.jit(task.losses), model)
     documents = [document.tokens for document in task.documents("test", config.data)]
     table, _ = context_loss.windows(documents, task.length)
-    chosen = spread_evenly(len(table["target"]), rows)
+    chosen = evenly(len(table["target"]), rows)
     found = context_loss.table_losses(losses, {k: v[chosen] for k, v in table.items()})
     parts = found.reshape(len(found), BINS, -1).mean(-1)
     longest = max(LONG["contexts"]) + LONG["block"]
     whole, _ = context_loss.windows(documents, longest)
-    few = spread_evenly(len(whole["target"]), max(1, rows // 4))
+    few = evenly(len(whole["target"]), max(1, rows // 4))
     texts = [np.append(whole["inputs"][i], whole["target"][i, -1]) for i in few]
     curve = context_loss.final_block(losses, texts, batch=4, **LONG)
     lines = [x for x in result.history if "train/loss" in x]

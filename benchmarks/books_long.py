@@ -26,6 +26,7 @@ from flax import nnx
 
 from fastweights.models.decoder import Decoder
 from fastweights.tasks import context_loss
+from fastweights.tasks.batches import evenly
 from fastweights.train import Config, train
 from fastweights.train.state import parameter_count
 
@@ -87,7 +88,7 @@ def losses_by_part(
     found = {}
     for document in config.task.documents(split, config.data):
         table, _ = context_loss.windows([document.tokens], length)
-        chosen = books.spread_evenly(len(table["target"]), windows)
+        chosen = evenly(len(table["target"]), windows)
         each = context_loss.table_losses(losses, {k: v[chosen] for k, v in table.items()}, 2)
         ends = [*starts[1:], length]
         found[document.name] = [

@@ -14,6 +14,7 @@ from tolerances import assert_close
 from fastweights.models.decoder import build
 from fastweights.models.decoder_config import DecoderConfig, InPlaceTTT
 from fastweights.tasks.base import Data
+from fastweights.tasks.batches import evenly
 from fastweights.tasks.language import Language
 from fastweights.train.config import Config, Optim, Train, check, differences, to_json
 from fastweights.train.state import parameter_count
@@ -108,9 +109,9 @@ def test_ablations_come_with_what_they_are_compared_with(books, tmp_path):
     assert arms == [books.BASELINE, books.OURS, "full attention", *books.ABLATIONS]
 
 
-def test_windows_are_spread_over_the_books(books):
-    assert books.spread_evenly(10, 4).tolist() == [0, 3, 6, 9]
-    assert books.spread_evenly(3, 192).tolist() == [0, 1, 2]
+def test_windows_are_spread_over_the_books():
+    assert evenly(10, 4).tolist() == [0, 3, 6, 9]
+    assert evenly(3, 192).tolist() == [0, 1, 2]
 
 
 @pytest.fixture

@@ -129,6 +129,22 @@ def test_the_best_evaluation_is_kept_whenever_it_comes(tmp_path, monkeypatch):
     assert steps(tmp_path) == ([1, 2, 3, 5, 7], [5])
 
 
+def test_an_evaluation_takes_as_many_examples_as_it_is_told(tmp_path, monkeypatch):
+    """Spread over the split from the first to the last; None is all."""
+    seen = []
+
+    def evaluate(step, model, table, *_, **__):
+        seen.append(len(table["target"]))
+        return {"loss": 0, "error": 0}
+
+    monkeypatch.setattr(loop, "evaluate_table", evaluate)
+    for name, rows in (("all", None), ("some", 5), ("more", 99)):
+        train(with_plan(eval_examples=rows), tmp_path / name, quiet=True)
+    assert seen == [24, 5, 24]
+    with pytest.raises(ConfigError, match="train.eval_examples is 0"):
+        train(with_plan(eval_examples=0), tmp_path / "none", quiet=True)
+
+
 def test_a_start_that_cannot_be_may_be_mended_in_its_directory(tmp_path):
     with pytest.raises(ConfigError, match="training split has 24"):
         train(with_plan(batch=25), tmp_path, quiet=True)

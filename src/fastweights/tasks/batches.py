@@ -131,6 +131,11 @@ class _EvalSource:
         return {**batch, "mask": wanted < self._examples}
 
 
+def evenly(count: int, most: int) -> np.ndarray:
+    """At most `most` of `count` indices, from the first to the last at equal distances."""
+    return np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(int))
+
+
 def _length(table: Table) -> int:
     lengths = {name: len(column) for name, column in table.items()}
     if len(set(lengths.values())) != 1 or 0 in lengths.values():

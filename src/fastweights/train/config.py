@@ -37,6 +37,10 @@ class Optim:
         weight_decay: decoupled weight decay.
         method: "adam", or "muon" (Jordan et al. 2024): the momentum of every matrix is made
             orthogonal, and Adam has the rest, embeddings and read-outs too.
+        rates: factors of the learning rate, each with a pattern of parameters' paths, such as
+            (("*.mlp.conv", 100.0), ("*norm*", 1.0), ("*", 0.0)); `*` stands for any text. The first
+            pattern that fits counts, and without one the factor is 1. A parameter of factor 0 is
+            not trained: it has no gradient, no moments and no weight decay.
     """
 
     lr: float = 3e-3
@@ -46,6 +50,7 @@ class Optim:
     clip: float | None = 5.0
     weight_decay: float = 0.0
     method: Literal["adam", "muon"] = "adam"
+    rates: tuple[tuple[str, float], ...] = ()
 
     def faults(self) -> list[str]:
         """What cannot work, in words."""
@@ -70,6 +75,11 @@ class Optim:
             )
         if self.clip is not None and not self.clip > 0:
             found.append(f"clip is {self.clip}; it must be positive, or None for no clipping")
+        found += [
+            f"rates has {factor} for {pattern!r}; it must be 0 or positive, and finite"
+            for pattern, factor in self.rates
+            if not (factor >= 0 and math.isfinite(factor))
+        ]
         return found
 
 
@@ -81,6 +91,8 @@ class Train:
         steps: updates in all.
         batch: examples per update, over all devices.
         eval_every: updates between evaluations on the validation split.
+        eval_examples: validation examples of each evaluation, evenly spread over the split; None is
+            all.
         checkpoint_every: updates between checkpoints; one is also saved at the end, on SIGTERM and
             where the validation score is the best so far.
         log_every: updates between lines of training metrics.
@@ -91,6 +103,7 @@ class Train:
     steps: int = 10_000
     batch: int = 128
     eval_every: int = 1_000
+    eval_examples: int | None = None
     checkpoint_every: int = 1_000
     log_every: int = 100
     keep_last: int = 3
@@ -150,6 +163,7 @@ FREE_TO_CHANGE = (
     "start",
     "train.steps",
     "train.eval_every",
+    "train.eval_examples",
     "train.checkpoint_every",
     "train.log_every",
     "train.keep_last",
@@ -184,6 +198,7 @@ def check(config: Config) -> None:
                 "keep_last",
             )
         },
+        "train.eval_examples": 1 if (rows := config.train.eval_examples) is None else rows,
         "mesh.data": config.mesh.data,
         "mesh.fsdp": config.mesh.fsdp,
         "mesh.tensor": config.mesh.tensor,
@@ -287,8 +302,13 @@ def from_json(data: Any, kind: Any = Config, where: str = "config.json") -> Any:
         if option is float and isinstance(data, int | float) and not isinstance(data, bool):
             return float(data)
         if typing.get_origin(option) is tuple and isinstance(data, list):
-            each = typing.get_args(option)[0]  # of tuple[each, ...]
-            return tuple(from_json(v, each, f"{where}[{i}]") for i, v in enumerate(data))
+            kinds = typing.get_args(option)
+            if kinds[-1] is Ellipsis:  # tuple[kind, ...]
+                kinds = len(data) * kinds[:1]
+            if len(kinds) != len(data):
+                continue
+            each = enumerate(zip(kinds, data, strict=True))
+            return tuple(from_json(v, kind, f"{where}[{i}]") for i, (kind, v) in each)
     raise ConfigError(
         f"cannot make {getattr(kind, '__name__', kind)} of {str(data)[:80]!r}",
         where=where,

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from fastweights.errors import ConfigError, DataError, NumericalError
-from fastweights.tasks.batches import eval_batches, train_batches
+from fastweights.tasks.batches import eval_batches, evenly, train_batches
 from fastweights.train import processes
 from fastweights.train import run_dir as runs
 from fastweights.train.checkpoint import Checkpoints, Restored
@@ -73,6 +73,9 @@ def train(config: Config, run_dir: str | Path, *, quiet: bool = False) -> Result
             if jax.process_count() > 1:  # what is made at the first use is made once
                 processes.first_alone(lambda: load("train"))
             tables = {split: load(split) for split in ("train", "validation")}
+            if plan.eval_examples is not None:
+                few = evenly(len(tables["validation"]["target"]), plan.eval_examples)
+                tables["validation"] = {k: v[few] for k, v in tables["validation"].items()}
         check_batch(config, tables["train"])
         data = fingerprint(tables["train"])
         batches = train_batches(

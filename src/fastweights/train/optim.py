@@ -1,11 +1,15 @@
 """The slow optimiser, from its config."""
 
+import difflib
+import fnmatch
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
+from fastweights.errors import ConfigError
 from fastweights.models.decoder import Decoder
 from fastweights.models.decoder_mesh import path_name
 from fastweights.train.config import Optim
@@ -38,6 +42,15 @@ def optimizer(config: Optim) -> optax.GradientTransformation:
     Muon is that of Jordan et al. 2024 (kellerjordan.github.io/posts/muon), its steps scaled as in
     Liu et al. 2025 (arXiv 2502.16982); Adam has Nesterov momentum beside it.
     """
+    plain = _optimizer(config)
+    if not config.rates:
+        return plain
+    trained = lambda params: jax.tree.map(lambda factor: factor > 0, factors(config, params))
+    # a masked transform hands on the gradient of what it leaves out, which has the factor 0
+    return optax.chain(optax.masked(plain, trained), _scale_by_factors(config))
+
+
+def _optimizer(config: Optim) -> optax.GradientTransformation:
     rate, decay = learning_rate(config), config.weight_decay
     steps = [] if config.clip is None else [optax.clip_by_global_norm(config.clip)]
     if config.method == "muon":
@@ -49,6 +62,53 @@ def optimizer(config: Optim) -> optax.GradientTransformation:
         steps.append(optax.add_decayed_weights(decay))
     steps.append(optax.scale_by_learning_rate(rate))
     return optax.chain(*steps)
+
+
+def factors(config: Optim, params: Any) -> Any:
+    """The factor of the learning rate of each parameter, as `Optim.rates` says.
+
+    Raises:
+        ConfigError: a pattern fits no parameter, or no parameter is trained.
+    """
+    fits = fnmatch.fnmatchcase
+
+    def of(keys: tuple[Any, ...], _: Any) -> float:
+        path = path_name(keys)
+        return next((factor for pattern, factor in config.rates if fits(path, pattern)), 1.0)
+
+    found = jax.tree_util.tree_map_with_path(of, params)
+    paths = [path_name(keys) for keys, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
+    for pattern, _ in config.rates:
+        if not any(fits(path, pattern) for path in paths):
+            near = difflib.get_close_matches(pattern, paths, n=3, cutoff=0.3) or paths[:3]
+            raise ConfigError(
+                f"no parameter has a path that fits {pattern!r}",
+                where="optim.rates",
+                next=f"paths are such as {', '.join(near)}",
+            )
+    if not any(jax.tree.leaves(found)):
+        raise ConfigError(
+            "every parameter has the factor 0: none is trained",
+            where="optim.rates",
+            next="a pattern with a positive factor before the others",
+        )
+    return found
+
+
+def without_frozen(config: Optim, params: Any) -> Any:
+    """The parameters, of which those of factor 0 have no gradient."""
+    if not config.rates:
+        return params
+    still = jax.lax.stop_gradient
+    return jax.tree.map(lambda x, f: x if f else still(x), params, factors(config, params))
+
+
+def _scale_by_factors(config: Optim) -> optax.GradientTransformation:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        scale = lambda x, factor: x * factor if factor else jnp.zeros_like(x)
+        return jax.tree.map(scale, updates, factors(config, params)), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
 def matrices(params: Any) -> Any:
