@@ -5,8 +5,8 @@
 
 DIR holds the books of `configs/books.py`, whose model, data and order all arms share. An arm is
 trained on rows of 1,024 bytes and reads windows of 16,384 bytes of the two test books; those of the
-validation book are there to choose a decay by. A run that is done is in the JSON and is not run
-again; one that was stopped goes on from its checkpoint.
+validation book are there to choose a decay or a cap by. A run that is done is in the JSON and is
+not run again; one that was stopped goes on from its checkpoint.
 """
 
 import dataclasses
@@ -25,6 +25,7 @@ import tyro
 from flax import nnx
 
 from fastweights.models.decoder import Decoder
+from fastweights.models.decoder_config import DecoderConfig
 from fastweights.tasks import context_loss
 from fastweights.tasks.batches import evenly
 from fastweights.train import Config, train
@@ -41,8 +42,18 @@ RUNS: dict[str, Callable[[Config], Config]] = {
     RELEASED: lambda config: config,
     "in-place TTT, decay 0.9": lambda config: books.in_place(config, decay=0.9),
 }
-#: arms that are another one, trained, with a decay put on afterwards
-AFTERWARDS = {f"{RELEASED}, decay {x} afterwards": (RELEASED, x) for x in (0.8, 0.9, 0.95)}
+#: options of in-place layers that are put on a trained run
+Change = dict[str, Any]
+OPTIONS: dict[str, Change] = {
+    **{f"decay {x}": {"decay": x} for x in (0.8, 0.9, 0.95)},
+    **{f"cap {x}": {"cap": x} for x in (0.05, 0.1, 0.2)},
+    "decay 0.9, cap 0.1": {"decay": 0.9, "cap": 0.1},
+    "row norm": {"row_norm": True},
+}
+#: arms that are another one, trained, with options put on afterwards
+AFTERWARDS = {
+    f"{RELEASED}, {name} afterwards": (RELEASED, change) for name, change in OPTIONS.items()
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,13 +81,18 @@ class Options:
     runs: Path = Path("runs/books_long")
 
 
-def with_decay(model: Decoder, decay: float) -> Decoder:
-    """A model with in-place layers that forget as they write."""
-    config = model.config
-    assert config.ttt is not None
-    config = dataclasses.replace(config, ttt=dataclasses.replace(config.ttt, decay=decay))
+def with_config(model: Decoder, config: DecoderConfig) -> Decoder:
+    """The arrays of a model under another config that has the same ones."""
     abstract = nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0)))
     return nnx.merge(nnx.split(abstract)[0], nnx.state(model))
+
+
+def with_options(model: Decoder, change: Change) -> Decoder:
+    """A model with other options of its in-place layers, such as `{"decay": 0.9}`."""
+    ttt = model.config.ttt
+    assert ttt is not None
+    ttt = dataclasses.replace(ttt, **change)
+    return with_config(model, dataclasses.replace(model.config, ttt=ttt))
 
 
 def losses_by_part(
@@ -104,12 +120,12 @@ def folder_name(arm: str) -> str:
 
 
 def trained(
-    config: Config, folder: Path, decay: float | None
+    config: Config, folder: Path, change: Change | None
 ) -> tuple[Decoder, list[dict[str, float]]]:
-    """The model and history of a run, trained or continued; `decay` is put on afterwards."""
+    """The model and history of a run, trained or continued; `change` is put on afterwards."""
     result = train(config, folder, quiet=True)
     model = result.state.model
-    return (model if decay is None else with_decay(model, decay)), result.history
+    return (model if change is None else with_options(model, change)), result.history
 
 
 def circumstances(data: Path, runs: Path) -> dict[str, Any]:

@@ -45,7 +45,7 @@ ARMS: dict[str, Change] = {
 
 
 #: arms that are another one, trained, with a decay put on afterwards
-AFTERWARDS = {"in-place TTT, decay 0.9 afterwards": ("in-place TTT", 0.9)}
+AFTERWARDS = {"in-place TTT, decay 0.9 afterwards": ("in-place TTT", {"decay": 0.9})}
 
 
 @dataclasses.dataclass(frozen=True)

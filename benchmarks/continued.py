@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from books_long import circumstances, same_settings
+from books_long import circumstances, same_settings, with_config
 from jax import Array
 
 import fastweights as fw
@@ -136,14 +136,6 @@ def with_sight(checkpoint: Path, runs: Path, full: bool) -> Path:
         shutil.copy(checkpoint / "tokenizer.json", partial)
         partial.rename(folder)
     return folder
-
-
-def with_config(model: Decoder, config: Any) -> Decoder:
-    """The same arrays under another config that needs the same ones."""
-    from flax import nnx
-
-    abstract = nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0)))
-    return nnx.merge(nnx.split(abstract)[0], nnx.state(model))
 
 
 def run_config(arm: Arm, options: Options, seed: int) -> Config:

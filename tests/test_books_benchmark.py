@@ -184,7 +184,7 @@ def test_a_decay_put_on_afterwards_changes_what_the_third_chunk_reads(script):
     model.embed.embedding[...] = 50 * model.embed.embedding[...]
     tokens = jax.random.randint(jax.random.key(0), (1, 4 * config.ttt.chunk), 0, 256)
     chunks = lambda model: np.asarray(model(tokens)).reshape(4, -1)
-    before, after = chunks(model), chunks(long.with_decay(model, 0.5))
+    before, after = chunks(model), chunks(long.with_options(model, {"decay": 0.5}))
     assert_close(after[:2], before[:2])
     assert np.abs(after[2] - before[2]).max() > 1e-4
 
