@@ -281,7 +281,7 @@ def main(options: Options) -> None:
     default = SEARCH if options.search else OUT
     out = options.out or (options.runs / default.name if options.quick else default)
     read = lambda: json.loads(out.read_text())["runs"] if out.exists() else []
-    arms = SEARCHED | {CONTROL: ARMS[CONTROL]} if options.search else ARMS
+    arms = {CONTROL: ARMS[CONTROL]} | SEARCHED if options.search else ARMS
     if unknown := set(options.arms) - set(arms):
         raise SystemExit(f"no arm {unknown.pop()!r}; there are {', '.join(arms)}")
     same_settings(read(), out, windows=options.windows)
@@ -302,7 +302,7 @@ def main(options: Options) -> None:
             if not options.search:
                 result["losses"] = losses_by_part(model, config, "test", options.windows, measured)
                 if arm.ttt:
-                    result["swapped"] = swapped(model, config, places=1 if options.quick else 4)
+                    result["swapped"] = swapped(model, config, places=1 if options.quick else 3)
             minutes = round((time.monotonic() - begun) / 60, 1)
             done = about | {"arm": name, "minutes": minutes} | result
             harness.save(about | {"runs": [*read(), done]}, out)
