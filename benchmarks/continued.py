@@ -58,25 +58,34 @@ RATES = (
 BEFORE, AFTER = 4096, (0, 128, 256, 512, 1024)
 
 
+released = InPlaceTTT(layers=LAYERS, chunk=CHUNK, lr=3.0)
+plain = dataclasses.replace(released, proj=False, lr=0.1)
+#: no text completes a chunk: the layers of the others as an MLP that is not written
+SILENT = dataclasses.replace(plain, chunk=WINDOW)
+
+
 class Arm(NamedTuple):
     """A model and how it is trained."""
 
-    ttt: InPlaceTTT | None  # None writes nothing
+    ttt: InPlaceTTT = SILENT
     updates: bool = True  # False is the checkpoint as it is
     full: bool = False  # attention sees all tokens
 
+    @property
+    def writes(self) -> bool:
+        """Its in-place layers learn while they read."""
+        return self.ttt != SILENT
 
-released = InPlaceTTT(layers=LAYERS, chunk=CHUNK, lr=3.0)
-plain = dataclasses.replace(released, proj=False, lr=0.1)
+
 BASE, CONTROL = "checkpoint", "continued"
 RELEASED, BEST = "continued, writes as released", "continued, writes with a cap"
 ARMS = {
-    BASE: Arm(None, updates=False),
-    CONTROL: Arm(None),
+    BASE: Arm(updates=False),
+    CONTROL: Arm(),
     RELEASED: Arm(released),
     BEST: Arm(dataclasses.replace(plain, cap=0.02)),
-    "checkpoint, full attention": Arm(None, updates=False, full=True),
-    "continued, full attention": Arm(None, full=True),
+    "checkpoint, full attention": Arm(updates=False, full=True),
+    "continued, full attention": Arm(full=True),
 }
 #: the same number of settings for either form
 SEARCHED = {
@@ -143,9 +152,11 @@ def run_config(arm: Arm, options: Options, seed: int) -> Config:
     start = with_sight(options.checkpoint, options.runs, arm.full)
     known = books.base_config(options.data, None).task
     assert isinstance(known, Language)
-    rates = RATES if arm.ttt else RATES[2:]
-    if arm.ttt and not arm.ttt.proj:
-        rates = tuple(pair for pair in rates if pair[0] != "*.mlp.proj")
+    still = () if arm.writes else ("*.mlp.conv",)
+    still += () if arm.ttt.proj else ("*.mlp.proj",)
+    rates = tuple(pair for pair in RATES if pair[0] not in still)
+    if not arm.writes:  # the convolutions are in blocks.2.mlp too
+        rates = (("*.mlp.conv", 0.0), *rates)
     steps = options.steps
     return Config(
         task=dataclasses.replace(known, length=ROW, tokenizer=str(start), drift=False),
@@ -258,8 +269,7 @@ def run(arm: Arm, config: Config, folder: Path, windows: int, length: int) -> di
         model, history = result.state.model, result.history
     else:
         assert config.start is not None
-        model = fw.hf.load(config.start)
-        model = with_config(model, dataclasses.replace(config.model, ttt=None))
+        model = fw.hf.load(config.start, ttt=arm.ttt)
     # a model that attends to all is measured within the length that it was made for
     if arm.full:
         length = min(length, 8192)
@@ -301,7 +311,7 @@ def main(options: Options) -> None:
             model, measured = result.pop("model"), result.pop("length")
             if not options.search:
                 result["losses"] = losses_by_part(model, config, "test", options.windows, measured)
-                if arm.ttt:
+                if arm.writes:
                     result["swapped"] = swapped(model, config, places=1 if options.quick else 3)
             minutes = round((time.monotonic() - begun) / 60, 1)
             done = about | {"arm": name, "minutes": minutes} | result
