@@ -253,13 +253,48 @@ def test_a_conversation(folder, capsys, say):
     assert "the state holds 6" in run(capsys, *common, "--max-length", 6)[1]
 
 
-def test_a_tokenizer_with_chatml_tokens_is_put_to_use(folder, tmp_path, capsys, say):
-    shutil.copytree(folder / "out", tmp_path / "out")
-    content = json.loads((tmp_path / "out" / "tokenizer.json").read_text())
+def with_chatml_tokens(source, target):
+    """A copy of a checkpoint with two special tokens more; what its tokenizer.json holds."""
+    shutil.copytree(source, target)
+    content = json.loads((target / "tokenizer.json").read_text())
     token = content["added_tokens"][0]
     for i, text in ((257, "<|im_start|>"), (258, "<|im_end|>")):
         content["added_tokens"].append(token | {"id": i, "content": text})
-    (tmp_path / "out" / "tokenizer.json").write_text(json.dumps(content))
+    (target / "tokenizer.json").write_text(json.dumps(content))
+    return content
+
+
+def test_the_chat_template_of_the_checkpoint_is_put_to_use(folder, tmp_path, capsys, say):
+    """Before that of its special tokens; of a run too, whose tokenizer comes from there."""
+    pytest.importorskip("jinja2", reason="needs jinja2, the [hf] extra")
+    out = tmp_path / "out"
+    with_chatml_tokens(folder / "out", out)
+    (out / "chat_template.jinja").write_text(
+        "{% if messages[0].role != 'system' %}Hi.{% endif %}"
+        "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}=>"
+    )
+    shutil.copytree(folder / "run", tmp_path / "run")
+    config = load_run(folder / "run").config
+    config = dataclasses.replace(config, task=dataclasses.replace(config.task, tokenizer=str(out)))
+    (tmp_path / "run" / "config.json").write_text(json.dumps(to_json(config)))
+    read = [*b"Hi.", 257, ord("A"), 258, *b"=>"]
+    answer = text_of(greedy(hf.load(out), read, 3))
+    for name in ("out", "run"):
+        common = ["chat", "--model", tmp_path / name, "--max-new-tokens", 3]
+        say("A\nC\n")
+        code, shown, _ = run(capsys, *common)
+        # Hi. <im_start> A <im_end> =>, an answer of 3 and <im_end>; <im_start> C <im_end> =>
+        assert code == 0 and shown.startswith(f"> {answer}\n[12 tokens")
+        assert "\n[21 tokens" in shown
+        say("A\nC\n")  # the user's own comes before it
+        assert "\n[5 tokens" in run(capsys, *common, "--template", "{}\n")[1]
+    (out / "chat_template.jinja").write_text("{{ messages.__class__ }}")
+    code, _, err = run(capsys, *common)
+    assert code == 3 and "chat_template.jinja" in err and "--template" in err
+
+
+def test_a_tokenizer_with_chatml_tokens_is_put_to_use(folder, tmp_path, capsys, say):
+    content = with_chatml_tokens(folder / "out", tmp_path / "out")
     say("A\nC\n")
     code, out, _ = run(capsys, "chat", "--model", tmp_path / "out", "--max-new-tokens", 1)
     # <im_start> u s e r \n A <im_end> \n <im_start> a s s i s t a n t \n is 20, with \n before 21;

@@ -39,7 +39,8 @@ usage: fastweights VERB ...
   import-hf PATH OUT.py     write the config that continues a checkpoint with test-time training
   export-hf --run-dir DIR OUT
                             the model of a run as a Hugging Face checkpoint
-  parity PATH               a Hugging Face checkpoint here and in transformers: are the logits one?
+  parity PATH               a Hugging Face checkpoint here and in transformers: are the logits
+                            the same up to rounding?
   env [--json]              versions and devices, for a bug report
 """
 

@@ -12,9 +12,10 @@ import tyro
 from fastweights.cli_parse import nearest, parse
 from fastweights.errors import ConfigError
 from fastweights.fastslow import report as report  # makes the policies of its runs loadable
+from fastweights.hf import chat_template
 from fastweights.inference import chat as chats
 from fastweights.inference import checks, prefill
-from fastweights.inference.templates import Template, choose
+from fastweights.inference.templates import Lines, Template, choose
 from fastweights.pretrained import Pretrained, load
 from fastweights.tasks.language_data import read_text
 
@@ -96,8 +97,9 @@ class ChatArguments(Writing):
     """A conversation; /help lists its commands.
 
     Attributes:
-        template: what is read for a line, {} in it; by default that of the tokenizer's own special
-            tokens: ChatML, Llama 3, or the line and a line end.
+        template: what is read for a line, {} in it; by default the chat template of the checkpoint,
+            and without one that of the tokenizer's special tokens: ChatML, Llama 3, or the line and
+            a line end.
         max_length: tokens of the whole conversation; by default those that the model is made for.
     """
 
@@ -182,23 +184,41 @@ def chat(arguments: list[str]) -> None:
     """`chat --model PATH`."""
     given: ChatArguments = parse(ChatArguments, arguments, "fastweights chat")
     found = given.load()
-    added = found.tokenizer.added
-    template = choose(added)
-    if not template.stops:  # else the tokens that open a text are in the template
-        names = {token: text for text, token in added.items()}
-        opening = "".join(names[token] for token in found.tokenizer.opening)
-        template = template._replace(first=opening + template.first)
-    if given.template is not None:
-        template = Template(given.template, given.template)
+    template = template_of(given.template, found)
     chats.chat(
         found.model,
         found.tokenizer,
         **given.sampling(found, template.stops),
         max_length=given.max_length,
-        template=template.line,
-        first=template.first,
-        end=added[template.stops[0]] if template.stops else None,
+        template=template,
+        end=found.tokenizer.added[template.stops[0]] if template.stops else None,
     )
+
+
+def template_of(asked: str | None, found: Pretrained) -> Template:
+    """The template of a chat.
+
+    Args:
+        asked: the user's, for every line.
+        found: the model.
+
+    Raises:
+        ConfigError: the user's has no place for the line, or a package is missing.
+        CheckpointError: the checkpoint's is a link out of its directory.
+        DataError: the checkpoint's cannot be used.
+    """
+    if asked is not None:
+        return Lines(asked, asked)
+    tokenizer = found.tokenizer
+    own = chat_template.read(tokenizer.folder, tokenizer.added) if tokenizer.folder else None
+    if own is not None:
+        return own
+    template = choose(tokenizer.added)
+    if template.stops:  # the tokens that open a text are in it
+        return template
+    names = {token: text for text, token in tokenizer.added.items()}
+    opening = "".join(names[token] for token in tokenizer.opening)
+    return dataclasses.replace(template, first=opening + template.first)
 
 
 def import_hf(arguments: list[str]) -> None:

@@ -6,11 +6,12 @@ import sys
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from fastweights import hf
 from fastweights.errors import ConfigError
 from fastweights.hf import parity as comparison
-from fastweights.hf.parity import Report, main, parity
+from fastweights.hf.parity import main, parity
 from fastweights.models.decoder_config import InPlaceTTT, Rope
 from hf.tiny import LLAMA, QWEN3, assert_same, model, write
 
@@ -74,6 +75,7 @@ def test_logits_are_those_of_transformers_there_and_back(case, made, tmp_path):
     folder = made(case)
     report = parity(folder, length=100)
     assert report.ok and report.logits <= 1e-4 and not report.layers, report
+    assert max(report.ratio) < 2, report
     assert report.agreement == 1 and report.kl < 1e-9 and report.tokens == 200
     loaded = hf.load(folder)
     hf.save(loaded, tmp_path / "ours", like=folder, max_shard_bytes=30_000)
@@ -115,6 +117,56 @@ def test_models_of_ours_are_read_by_transformers(tmp_path):
     assert str(theirs.dtype) == "torch.bfloat16"
 
 
+def rows(tensor, order):
+    """A tensor of the second layer, heads of 8 rows in another order."""
+
+    def change(raw, tensors):
+        name = f"model.layers.1.self_attn.{tensor}.weight"
+        heads = tensors[name].reshape(-1, 8, tensors[name].shape[-1])
+        tensors[name] = heads[order].reshape(tensors[name].shape)
+
+    return change
+
+
+def rope(**values):
+    """Another rotary embedding."""
+    return lambda raw, tensors: raw["rope_parameters"].update(values)
+
+
+def one_number(raw, tensors):
+    """A wrong number in the embedding of one token."""
+    tensors["model.embed_tokens.weight"][18, 5] += 1e-3
+
+
+#: mistakes of an implementation, each in a case where all else is as it should be
+MISTAKES = {
+    "rope_theta": ("llama", rope(rope_theta=10_050.0)),
+    "llama3_factor": ("llama_tied_llama3", rope(factor=8.2)),
+    "yarn_factor": ("qwen3_yarn", rope(factor=4.01)),
+    "norm_eps": ("qwen3", lambda raw, tensors: raw.update(rms_norm_eps=2e-6)),
+    "window": ("qwen3_windows", lambda raw, tensors: raw.update(sliding_window=10)),
+    "query_heads": ("llama", rows("q_proj", [1, 0, 2, 3])),
+    "groups": ("llama", rows("k_proj", [1, 0])),
+    "one_number": ("llama", one_number),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_no_rounding(mistake, made, tmp_path, monkeypatch):
+    """The least of them, the norm, moves logits by 1e-4 and the divergence is 1e-10 nats."""
+    case, change = MISTAKES[mistake]
+    folder = made(case)
+    raw, tensors = json.loads((folder / "config.json").read_text()), {}
+    for file in folder.glob("*.safetensors"):
+        tensors |= load_file(file)
+    change(raw, tensors)
+    wrong = write(tmp_path / "wrong", raw, tensors)
+    monkeypatch.setattr(comparison, "load", lambda path, **options: hf.load(wrong, **options))
+    report = parity(folder, length=100)
+    assert not report.ok and report.ratio.median > 4, report
+    assert "DIFFERENT" in str(report)
+
+
 def test_what_differs_is_found_by_layer(made, monkeypatch, capsys):
     folder = made("qwen3")
 
@@ -126,14 +178,36 @@ def test_what_differs_is_found_by_layer(made, monkeypatch, capsys):
         return there
 
     assert main(folder) == 0
-    assert "same, 256 tokens" in capsys.readouterr().out
+    assert "same up to rounding, 256 tokens" in capsys.readouterr().out
     monkeypatch.setattr(comparison, "load", damaged)
     report = parity(folder)
     assert not report.ok and report.kl > 0
-    assert len(report.layers) == 3
-    assert report.layers[0] < 1e-5 < 1e-3 < report.layers[1]
+    ratios = [ours / theirs for ours, theirs in report.layers]
+    assert len(ratios) == 3
+    assert ratios[0] < 4 < 100 < ratios[1]
     assert main(folder) == 1
     assert "DIFFERENT" in capsys.readouterr().out
+
+
+def test_the_judgement_is_relative_to_the_rounding_of_the_oracle():
+    """The same difference is rounding in a model of large numbers, and is not in a small one."""
+    rng = np.random.default_rng(0)
+    exact = rng.standard_normal((2, 50, 40))
+    noise = lambda size: size * rng.standard_normal(exact.shape)
+    report = comparison.compare(exact + noise(3e-4), exact + noise(1e-4), exact)
+    assert report.ok and 2 < report.ratio.median < 4 and report.logits > 1e-4
+    report = comparison.compare(exact + noise(3e-4), exact + noise(1e-6), exact)
+    assert not report.ok and report.kl < comparison.MOST_KL
+    # float32 that is as bad in both is no proof of anything
+    report = comparison.compare(exact + noise(0.1), exact + noise(0.1), exact)
+    assert not report.ok and report.ratio.median < 2 and report.kl > comparison.MOST_KL
+    # one token of a hundred
+    bad = exact + noise(1e-6)
+    bad[1, 7] += noise(1e-4)[1, 7]
+    report = comparison.compare(bad, exact + noise(1e-6), exact)
+    assert not report.ok and report.ratio.median < 2
+    # a model whose logits are all 0 in both
+    assert comparison.compare(*np.zeros((3, 1, 4, 5))).ok
 
 
 def test_what_cannot_be_compared(tmp_path, monkeypatch, capsys):
@@ -149,5 +223,8 @@ def test_what_cannot_be_compared(tmp_path, monkeypatch, capsys):
 
 
 def test_nan_is_not_the_same():
-    report = Report(logits=np.nan, kl=0.0, agreement=1.0, tolerance=1e-4, tokens=1)
+    exact = np.random.default_rng(0).standard_normal((1, 3, 5))
+    ours = exact.copy()
+    ours[0, 1, 2] = np.nan
+    report = comparison.compare(ours, exact + 1e-7, exact)
     assert not report.ok and "DIFFERENT" in str(report)

@@ -6,6 +6,7 @@ from small_decoders import CASES, VOCAB, change, forward, randomised
 
 import fastweights as fw
 from fastweights.inference.chat import chat
+from fastweights.inference.templates import Lines
 
 
 class Letters:
@@ -29,7 +30,13 @@ def talk(lines, model, **options):
         return line
 
     state = chat(
-        model, Letters(), max_new_tokens=6, template="{}", ask=ask, show=shown.append, **options
+        model,
+        Letters(),
+        max_new_tokens=6,
+        template=Lines("{}", "{}"),
+        ask=ask,
+        show=shown.append,
+        **options,
     )
     return "".join(shown), state
 
@@ -91,7 +98,7 @@ def test_a_line_is_kept_with_its_answer_or_not_at_all():
         Letters(),
         max_new_tokens=6,
         max_length=20,
-        template="{}",
+        template=Lines("{}", "{}"),
         ask=lambda _: next(lines, None) or "/quit",
         show=show,
     )

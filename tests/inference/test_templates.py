@@ -1,6 +1,9 @@
 """Transcripts that the chat templates make."""
 
-from fastweights.inference.templates import CHATML, LLAMA3, PLAIN, choose
+import pytest
+
+from fastweights.errors import ConfigError
+from fastweights.inference.templates import CHATML, LLAMA3, PLAIN, Lines, choose
 
 
 def test_templates_make_the_transcripts_of_their_models():
@@ -8,7 +11,7 @@ def test_templates_make_the_transcripts_of_their_models():
     added = {"<|im_start|>": 1, "<|im_end|>": 2, "<|endoftext|>": 0}
     assert choose(added) is CHATML and choose({"<|endoftext|>": 0}) is PLAIN
     stop = CHATML.stops[0]
-    text = CHATML.first.replace("{}", "A") + "B" + stop + CHATML.line.replace("{}", "C")
+    text = CHATML.turn("A", first=True) + "B" + stop + CHATML.turn("C", first=False)
     assert text == (
         "<|im_start|>user\nA<|im_end|>\n<|im_start|>assistant\nB<|im_end|>\n"
         "<|im_start|>user\nC<|im_end|>\n<|im_start|>assistant\n"
@@ -16,7 +19,12 @@ def test_templates_make_the_transcripts_of_their_models():
     names = ("begin_of_text", "start_header_id", "end_header_id", "eot_id", "end_of_text")
     assert choose([f"<|{name}|>" for name in names]) is LLAMA3
     stop = LLAMA3.stops[0]
-    text = LLAMA3.first.replace("{}", "A") + "B" + stop + LLAMA3.line.replace("{}", "C")
+    text = LLAMA3.turn("A", first=True) + "B" + stop + LLAMA3.turn("C", first=False)
     user = "<|start_header_id|>user<|end_header_id|>\n\n"
     model = "<|start_header_id|>assistant<|end_header_id|>\n\n"
     assert text == (f"<|begin_of_text|>{user}A<|eot_id|>{model}B<|eot_id|>{user}C<|eot_id|>{model}")
+
+
+def test_a_template_without_a_place_for_the_line():
+    with pytest.raises(ConfigError, match="no {} for the line"):
+        Lines("{}", "hello")

@@ -16,6 +16,7 @@ from fastweights.inference.prompt import extend
 from fastweights.inference.state import State, capacity, drift, empty, reset
 from fastweights.inference.storage import load, save
 from fastweights.inference.stream import stream
+from fastweights.inference.templates import PLAIN, Template
 from fastweights.models.decoder import Decoder
 
 HELP = """commands:
@@ -51,8 +52,7 @@ def chat(
     stop_tokens: Sequence[int] = (),
     key: Array | None = None,
     max_length: int | None = None,
-    template: str = "{}\n",
-    first: str | None = None,
+    template: Template = PLAIN,
     end: int | None = None,
     ask: Callable[[str], str] = input,
     show: Callable[[str], Any] = lambda text: print(text, end="", flush=True),
@@ -70,8 +70,7 @@ def chat(
         stop_tokens: an answer ends with the first of these.
         key: of the sampling.
         max_length: tokens of the whole conversation; None is the model's `max_length`.
-        template: what is read for a line; `{}` is the line.
-        first: the same for the first line of a text; None is `template`.
+        template: what is read for a line.
         end: the token that `template` takes to be before it. It is read after an answer that came
             to no stop token; None for none.
         ask: shows a prompt, returns a line, raises EOFError at the end.
@@ -81,12 +80,8 @@ def chat(
         The state at the end.
 
     Raises:
-        ConfigError: the sampling cannot be, or the template has no place for the line.
+        ConfigError: the sampling cannot be.
     """
-    first = template if first is None else first
-    for text in (template, first):
-        if "{}" not in text:
-            raise ConfigError(f"template {text!r} has no {{}} for the line", where="template")
     state = empty(model, 1, max_length or model.config.max_length)
     forks: list[State] = []
     sampling: dict[str, Any] = {
@@ -108,7 +103,7 @@ def chat(
             if line.startswith("/"):
                 state = command(model, state, forks, line, show)
             elif line:
-                text = (template if int(state.lengths[0]) else first).replace("{}", line)
+                text = template.turn(line, first=not int(state.lengths[0]))
                 read = np.asarray(tokenizer.encode(text), np.int32)
                 # the state moves when the answer is done: a line is kept with it or not at all
                 state = answer(model, tokenizer, state, read, end, sampling, show)

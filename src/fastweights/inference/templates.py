@@ -1,15 +1,55 @@
-"""How a line typed in a chat is put to a model, by the special tokens that its tokenizer has."""
+"""How a line typed in a chat is put to a model."""
 
+import dataclasses
 from collections.abc import Container
-from typing import NamedTuple
+from typing import Protocol
+
+from fastweights.errors import ConfigError
 
 
-class Template(NamedTuple):
-    """Text around a line, `{}`."""
+class Template(Protocol):
+    """Text around a line."""
 
-    first: str  # of the first line
-    line: str  # of each after it, when the answer and a stop token have been read
-    stops: tuple[str, ...] = ()  # special tokens that end an answer, the one of a turn first
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """Special tokens that end an answer, the one of a turn first."""
+        ...
+
+    def turn(self, line: str, first: bool) -> str:
+        """What is read for a line.
+
+        Args:
+            line: what the user says.
+            first: whether the text begins with it; if not, an answer and a stop token are before.
+        """
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Lines:
+    """Text around a line, `{}`.
+
+    Attributes:
+        first: around the first line.
+        line: around each after it.
+        stops: see `Template`.
+
+    Raises:
+        ConfigError: a text has no place for the line.
+    """
+
+    first: str
+    line: str
+    stops: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        for text in (self.first, self.line):
+            if "{}" not in text:
+                raise ConfigError(f"template {text!r} has no {{}} for the line", where="template")
+
+    def turn(self, line: str, first: bool) -> str:
+        """What is read for a line; see `Template`."""
+        return (self.first if first else self.line).replace("{}", line)
 
 
 _CHATML = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
@@ -17,12 +57,12 @@ _LLAMA3 = (
     "<|start_header_id|>user<|end_header_id|>\n\n{}<|eot_id|>"
     "<|start_header_id|>assistant<|end_header_id|>\n\n"
 )
-CHATML = Template(_CHATML, f"\n{_CHATML}", ("<|im_end|>",))
-LLAMA3 = Template(f"<|begin_of_text|>{_LLAMA3}", _LLAMA3, ("<|eot_id|>",))
-PLAIN = Template("{}\n", "{}\n")
+CHATML = Lines(_CHATML, f"\n{_CHATML}", ("<|im_end|>",))
+LLAMA3 = Lines(f"<|begin_of_text|>{_LLAMA3}", _LLAMA3, ("<|eot_id|>",))
+PLAIN = Lines("{}\n", "{}\n")
 
 
-def choose(added: Container[str]) -> Template:
+def choose(added: Container[str]) -> Lines:
     """ChatML, Llama 3's, or plain lines for a tokenizer that has the tokens of neither.
 
     Args:

@@ -23,6 +23,8 @@ class Tokenizer(Protocol):
     opening: tuple[int, ...]
     #: changes when the ids of a text would
     fingerprint: str
+    #: directory of its files, None for no files
+    folder: Path | None
 
     def encode(self, text: str) -> np.ndarray:
         """Token ids of a text, int32 `[n]`."""
@@ -45,6 +47,7 @@ class Bytes:
     added: dict[str, int] = {"<|separator|>": 256}
     opening: tuple[int, ...] = ()
     fingerprint = "bytes"
+    folder: Path | None = None
 
     def encode(self, text: str) -> np.ndarray:
         """One id for each byte of the text in UTF-8, int32 `[n]`."""
@@ -94,6 +97,7 @@ class TokenizerFile:
                 cause=str(error)[:200],
                 next="give the tokenizer.json of a Hugging Face model, or its folder",
             ) from error
+        self.folder: Path | None = file.parent
         self.vocab = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         self.separator = None if separator is None else self._tokenizer.token_to_id(separator)
         if separator is not None and self.separator is None:
