@@ -29,7 +29,7 @@ FLOORS = (
     ("train",),
     ("pretrained",),
     ("fastslow",),
-    ("export", "continued", "eval_harness", "demo", "demo_catch", "demo_fast_slow"),
+    ("export", "continued", "eval_harness", "needle_eval", "demo", "demo_catch", "demo_fast_slow"),
     ("cli_parse",),
     ("cli_models",),
     ("cli",),

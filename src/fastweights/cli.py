@@ -27,6 +27,9 @@ usage: fastweights VERB ...
                             --arm NAME: a control of fast-slow training instead of the method;
                             --distributed: one of several processes that train together
   eval --run-dir DIR        scores of a run's best checkpoint on the test split
+  eval --task needles --model PATH
+                            a language model asked for facts hidden in long texts: recall by
+                            kind, by length in tokens, by depth
   ckpt ls|verify DIR        the checkpoints of a run; whether every byte is still what was saved
   demo [--task catch|fast-slow]
                             a net with fast weights beside one without, in about a minute;
@@ -224,6 +227,9 @@ def final_scores(history: list[dict[str, Any]]) -> dict[str, Any]:
 class EvalArguments:
     """Scores of a run's checkpoint, as one JSON object.
 
+    With --task needles a language model is asked for facts hidden in long texts; its own flags:
+    fastweights eval --task needles --help
+
     Attributes:
         run_dir: directory of the run.
         split: train, validation or test.
@@ -236,7 +242,15 @@ class EvalArguments:
 
 
 def evaluate(arguments: list[str]) -> None:
-    """`eval --run-dir DIR [--split test] [--which best]`."""
+    """`eval --run-dir DIR [--split test] [--which best]`, or `eval --task needles`."""
+    name, arguments = taken_out(arguments, "--task", "")
+    if name == "needles":
+        return of_models("needles")(arguments)
+    if name:
+        raise ConfigError(
+            f"no evaluation is named {name!r}{nearest(name, ['needles'])}",
+            next="--task needles; without --task, a run's own scores",
+        )
     given = parse(EvalArguments, arguments, "fastweights eval")
     for name, known in (("split", ("train", "validation", "test")), ("which", ("best", "last"))):
         value = getattr(given, name)

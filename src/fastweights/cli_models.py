@@ -1,6 +1,7 @@
-"""The verbs of language models: `generate`, `chat`, `import-hf`, `export-hf`."""
+"""The verbs of language models: `generate`, `chat`, `import-hf`, `export-hf`, and needles."""
 
 import dataclasses
+import json
 import sys
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +17,7 @@ from fastweights.hf import chat_template
 from fastweights.inference import chat as chats
 from fastweights.inference import checks, prefill
 from fastweights.inference.templates import Lines, Template, choose
+from fastweights.needle_eval import Answered, NeedleEval, evaluate, summary
 from fastweights.pretrained import Pretrained, load
 from fastweights.tasks.language_data import read_text
 
@@ -105,6 +107,25 @@ class ChatArguments(Writing):
 
     template: str | None = None
     max_length: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NeedleArguments(NeedleEval):
+    """Ask a language model for facts hidden in long texts; scores as one JSON object.
+
+    Attributes:
+        model: a Hugging Face checkpoint or the directory of a run, whose best checkpoint it is.
+        haystack: a UTF-8 file to hide the facts in, such as a book; by default made-up sentences.
+        ttt: whether the fast weights of an in-place model learn.
+        dtype: of a Hugging Face checkpoint's weights and computation; a run has its own.
+        answers: a file to write every question and answer to, a JSON object a line.
+    """
+
+    model: Path
+    haystack: Path | None = None
+    ttt: Literal["on", "off"] = "on"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    answers: Path | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,6 +240,52 @@ def template_of(asked: str | None, found: Pretrained) -> Template:
     names = {token: text for text, token in tokenizer.added.items()}
     opening = "".join(names[token] for token in tokenizer.opening)
     return dataclasses.replace(template, first=opening + template.first)
+
+
+def needles(arguments: list[str]) -> None:
+    """`eval --task needles --model PATH`."""
+    given: NeedleArguments = parse(NeedleArguments, arguments, "fastweights eval --task needles")
+    given.check()
+    haystack = None if given.haystack is None else read_text(given.haystack)
+    if given.answers is not None:
+        write_answers(given.answers, [])  # what cannot be written is known before the work
+    report = lambda line: print(line, file=sys.stderr, flush=True)
+    found = evaluate(load(given.model, given.dtype, given.ttt == "on"), given, haystack, report)
+    if given.answers is not None:
+        write_answers(given.answers, found)
+    settings = {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in dataclasses.asdict(given).items()
+    }
+    print(json.dumps({"settings": settings, **summary(found, given.depths)}))
+
+
+def write_answers(file: Path, found: list[Answered]) -> None:
+    """Every question and answer, a JSON object a line; the text around the needles is left out.
+
+    Raises:
+        ConfigError: the file cannot be written.
+    """
+    try:
+        with open(file, "w", encoding="utf-8") as out:
+            for each in found:
+                line = {
+                    "length": each.length,
+                    "kind": each.kind,
+                    "number": each.number,
+                    "prompt_tokens": each.tokens,
+                    "question": each.needle.prompt[each.needle.prompt.rindex("Question: ") :],
+                    "wanted": each.needle.answers,
+                    "depths": [round(depth, 4) for depth in each.needle.depths],
+                    "found": each.score.found,
+                    "exact": each.score.exact,
+                    "output": each.output,
+                }
+                out.write(json.dumps(line, ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise ConfigError(
+            f"the answers cannot be written: {error.strerror}", where=file, next="another place"
+        ) from error
 
 
 def import_hf(arguments: list[str]) -> None:

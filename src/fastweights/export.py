@@ -18,6 +18,7 @@ from fastweights.pretrained import is_run, load_run, stop_tokens
 from fastweights.tasks import bytes_file
 from fastweights.tasks.hint_corpus import HintCorpus
 from fastweights.tasks.language import Language
+from fastweights.tasks.needle_text import NeedleText
 from fastweights.tasks.text_tokens import load_tokenizer
 from fastweights.train.config import Config
 from fastweights.train.run_dir import load_config, load_json, write_text
@@ -87,7 +88,7 @@ def export_policy(run_dir: Path, path: Path) -> int:
     return at.updates + (at.cycle is None)
 
 
-def lend(config: Config, task: Language | HintCorpus, folder: Path) -> None:
+def lend(config: Config, task: Language | HintCorpus | NeedleText, folder: Path) -> None:
     """Put into a folder what `hf.save` takes from one: other config keys, and tokenizer files."""
     raw, settings = {}, folder / "generation_config.json"
     if isinstance(task, HintCorpus) or task.tokenizer == "bytes":

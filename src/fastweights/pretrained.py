@@ -18,6 +18,7 @@ from fastweights.models.decoder import Decoder
 from fastweights.models.decoder_mesh import check_mesh, path_name
 from fastweights.tasks.hint_corpus import END, HintCorpus
 from fastweights.tasks.language import Language
+from fastweights.tasks.needle_text import NeedleText
 from fastweights.tasks.text_tokens import Tokenizer, TokenizerFile
 from fastweights.train import Config, Mesh
 from fastweights.train import run_dir as runs
@@ -37,7 +38,7 @@ class Run(NamedTuple):
     """A run of a language model, and the model it has come to."""
 
     config: Config
-    task: Language | HintCorpus
+    task: Language | HintCorpus | NeedleText
     model: Decoder
     step: int
 
@@ -129,13 +130,13 @@ def load_run(path: str | Path, which: str = "best", mesh: jax.sharding.Mesh | No
     file = folder / "config.json"
     raw = runs.load_json(file) if file.exists() else {"type": "Config"}
     config = runs.load_config(folder) if raw.get("type") == "Config" else None
-    if config is None or not isinstance(config.task, Language | HintCorpus):
+    if config is None or not isinstance(config.task, Language | HintCorpus | NeedleText):
         raise ConfigError(
             "this is no run of a language model",
             where=folder,
             cause=f"it was made by a {type(config.task).__name__ if config else raw.get('type')}",
-            next="give the directory of a run whose task is Language or HintCorpus; a run of "
-            "fast-slow training also needs, in Python, `import fastweights.fastslow.report`",
+            next="give the directory of a run whose task is Language, HintCorpus or NeedleText; a "
+            "run of fast-slow training also needs, in Python, `import fastweights.fastslow.report`",
         )
     if mesh is not None:
         model: Any = config.model
@@ -176,7 +177,7 @@ def ends(folder: Path) -> tuple[int, ...]:
 
 def stop_tokens(config: Config) -> tuple[int, ...]:
     """The tokens that end a text in a run: its separator, and those of where it started."""
-    task = cast(Language | HintCorpus, config.task)
+    task = cast(Language | HintCorpus | NeedleText, config.task)
     if isinstance(task, HintCorpus):
         return (ord(END),)
     inherited = () if config.start is None else ends(Path(config.start).expanduser())

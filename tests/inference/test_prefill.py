@@ -9,6 +9,7 @@ from tolerances import assert_close
 
 import fastweights as fw
 from fastweights.errors import ConfigError
+from fastweights.inference import prompt
 
 #: around the multiples of a chunk of 5
 LENGTHS = np.array([[1, 5, 9], [4, 6, 10], [11, 17, 23]])
@@ -37,6 +38,31 @@ def test_pieces_of_any_size_are_the_forward_pass(case, seed):
         state = fw.inference.extend(model, state, np.take_along_axis(tokens, at, 1), counts)
         done = done + counts
         assert_close(state.logits, expected[np.arange(3), done - 1], what=f"at {done}")
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("piece", [1, 9, 16, 64])
+def test_a_prompt_is_read_in_pieces(case, piece, monkeypatch):
+    """Pieces are of one size, no larger than asked for, and the state goes on as it should."""
+    model, tokens, lengths = decoder(case), random_tokens((3, 40)), np.array([37, 9, 4])
+    if piece == 1:
+        tokens, lengths = tokens[:, :12], np.array([12, 9, 4])
+    expected, sizes, whole = forward(model, tokens), [], prompt.padded
+    monkeypatch.setattr(prompt, "padded", lambda x: sizes.append(x.shape[1]) or whole(x))
+    state = fw.inference.prefill(model, tokens, lengths, piece=piece)
+    assert sizes == {1: [1] * 12, 9: [8] * 5, 16: [14] * 3, 64: [40]}[piece]
+    assert state.lengths.tolist() == lengths.tolist()
+    assert_close(state.logits, expected[np.arange(3), lengths - 1])
+    # what was read is there for what comes: each row goes on with its own text
+    more = np.minimum(tokens.shape[1] - lengths, 7)
+    at = np.minimum(lengths[:, None] + np.arange(7), tokens.shape[1] - 1)
+    state = fw.inference.extend(model, state, np.take_along_axis(tokens, at, 1), more)
+    assert_close(state.logits, expected[np.arange(3), lengths + more - 1])
+
+
+def test_a_piece_of_nothing_is_refused():
+    with pytest.raises(ConfigError, match="piece is 0"):
+        fw.inference.prefill(decoder("llama"), random_tokens((1, 4)), piece=0)
 
 
 def test_token_by_token_is_the_forward_pass():

@@ -7,10 +7,8 @@ import pytest
 from support import real_data
 
 from fastweights.errors import ConfigError
-from fastweights.tasks.needles import Needle, Needles, Score, evaluate, rows, score
+from fastweights.tasks.needles import KINDS, Needle, Needles, fitted, rows, score
 from fastweights.tasks.text_tokens import Bytes
-
-KINDS = ("single", "multi-key", "multi-value", "tracking")
 
 
 def solve(prompt):
@@ -112,41 +110,99 @@ def test_needles_that_cannot_be_made(changes, words):
 
 
 def test_scores_by_hand():
-    needle = Needle("", "11, 22, 33.", ("11", "22", "33"), (0.1, 0.2, 0.3))
+    """The share of the values anywhere in what was written; "exact" stops at a full stop."""
+    needle = Needle("", "11, 22, ab.", ("11", "22", "ab"), (0.1, 0.2, 0.3))
     cases = {
-        " 11, 22, 33. More.": (1, 1),
-        "33, 11 and 22\nA secret": (1, 1),
-        "11, 22": (0, 2 / 3),
-        "11, 22, 33, 44.": (0, 1),
-        "11, 11, 22, 33.": (0, 1),
-        "112233.": (0, 0),
-        "": (0, 0),
+        " 11, 22, ab. More.": (1, True),
+        "ab, 11 and 22\nA secret": (1, True),
+        "11, 22": (2 / 3, False),
+        "\n11, 22": (2 / 3, False),
+        "11, 22, ab, 44.": (1, False),
+        "11, 11, 22, ab.": (1, False),
+        "11.": (1 / 3, False),
+        "Well. It is 22": (1 / 3, False),
+        "1122AB.": (1, False),
+        "": (0, False),
     }
-    for output, expected in cases.items():
-        assert score(needle, output) == expected, output
+    for output, (recall, exact) in cases.items():
+        assert score(needle, output).recall == recall, output
+        assert score(needle, output).exact == exact, output
+    assert score(needle, "22 AB").found == (False, True, True)
 
 
-def test_a_reader_that_solves_them_scores_one_and_a_mute_one_zero():
-    needles = [Needles(kind, seed=8).make(i) for kind in KINDS for i in range(5)]
-    longest = max(len(needle.answer) + 1 for needle in needles)
+def test_recall_is_the_score_of_ruler():
+    """As lm-evaluation-harness has it, for answers with other words, cases and order."""
+    reason = "needs lm-evaluation-harness and transformers, the [eval] and [parity] extras"
+    pytest.importorskip("transformers", reason=reason)
+    ruler = pytest.importorskip("lm_eval.tasks.ruler.common_utils", reason=reason)
+    rng = np.random.default_rng(0)
+    for index in range(40):
+        needle = Needles(KINDS[index % 4], seed=2).make(index)
+        words = [*needle.answers, "the", "are\n", "12", f"x{needle.answers[0].upper()}y", "."]
+        output = " ".join(rng.permutation(words)[: rng.integers(0, 6)])
+        expected = ruler.string_match_all(ruler.postprocess_pred([output]), [needle.answers])
+        assert score(needle, output).recall == pytest.approx(expected)
 
-    def perfect(prompts, longest):
-        return [(" " + ", ".join(solve(prompt)) + ". And so on")[:longest] for prompt in prompts]
 
-    assert evaluate(needles, perfect, longest) == Score(1.0, 1.0)
-    assert evaluate(needles, lambda prompts, longest: [""] * len(prompts), 9) == Score(0.0, 0.0)
-    half = lambda prompts, longest: [
-        answer if i % 2 else "" for i, answer in enumerate(perfect(prompts, longest))
-    ]
-    assert evaluate(needles, half, longest) == Score(0.5, 0.5)
+def words_of(needle):
+    """A tokenizer of a word each, and of every single digit."""
+    return len(re.findall(r"\d|[^\W\d]+|[^\w\s]", needle.prompt))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_length_in_tokens(kind):
+    """Never more, and less by no more than a sentence or 1 %; the question is the same."""
+    task = Needles(kind, seed=1)
+    for tokens in (250, 3000):
+        for index in range(6):
+            needle = fitted(task, index, tokens, words_of)
+            assert tokens - max(20, 0.011 * tokens) < words_of(needle) <= tokens
+            assert list(needle.answers) == solve(needle.prompt)
+            assert needle.answers == task.make(index).answers
+    least = fitted(task, 0, words_of(shortest := task_of(task, 0)), words_of)
+    assert least == shortest and "." in least.prompt
+
+
+def task_of(task, index):
+    """A question without a haystack."""
+    return dataclasses.replace(task, length=task.least(index)).make(index)
+
+
+def test_a_length_in_tokens_of_a_book():
+    book = (real_data("books") / "pride_and_prejudice.txt").read_text("utf-8")
+    for tokens in (300, 2000):
+        for index in range(5):
+            needle = fitted(Needles("multi-key"), index, tokens, words_of, book)
+            assert tokens - max(20, 0.011 * tokens) < words_of(needle) <= tokens
+            assert solve(needle.prompt) == list(needle.answers)
+
+
+def test_lengths_that_needles_or_haystack_do_not_have():
+    task, book = Needles("multi-key"), "It was late. Nobody came! " * 40
+    with pytest.raises(ConfigError, match="question 3 of kind 'multi-key' has .* length of 40"):
+        fitted(task, 3, 40, words_of)
+    with pytest.raises(ConfigError, match="all 1040 characters of the haystack .* length of 400"):
+        fitted(task, 0, 400, words_of, book)
+    assert 258 < words_of(fitted(task, 0, 280, words_of, book)) <= 280
 
 
 def test_rows_have_the_answer_as_their_only_target():
+    """And the separator after it; or all of the text."""
     needles = [Needles(kind, length=500).make(1) for kind in KINDS]
-    table = rows(needles, Bytes())
-    for needle, inputs, target in zip(needles, table["inputs"], table["target"], strict=True):
+    table, whole = rows(needles, Bytes()), rows(needles, Bytes(), 600, "text")
+    assert whole["inputs"].shape == (4, 600)
+    for row, needle in enumerate(needles):
+        inputs, target = table["inputs"][row], table["target"][row]
         there = target >= 0
-        assert Bytes().decode(target[there]) == " " + needle.answer
+        assert Bytes().decode(target[there]) == " " + needle.answer and target[there][-1] == 256
         size = int(np.flatnonzero(there)[-1]) + 1
         text = Bytes().decode(inputs[:size])
-        assert text == (needle.prompt + " " + needle.answer)[:-1] and not inputs[size:].any()
+        assert text == needle.prompt + " " + needle.answer and not inputs[size:].any()
+        places = table["places"][row]
+        assert np.array_equal(places[places >= 0], np.flatnonzero(there))
+        assert np.array_equal(whole["places"][row], places)
+        assert np.array_equal(whole["inputs"][row, :size], inputs[:size])
+        assert np.array_equal(whole["target"][row, : size - 1], inputs[1:size])
+        assert (whole["target"][row, size:] == -1).all()
+    with pytest.raises(ConfigError, match="a row of 100 holds 101"):
+        rows(needles, Bytes(), 100)

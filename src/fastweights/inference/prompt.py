@@ -8,8 +8,9 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from fastweights.errors import ConfigError
 from fastweights.inference import checks
-from fastweights.inference.state import State, advance, batch, capacity, empty
+from fastweights.inference.state import State, advance, batch, capacity, empty, own_rows
 from fastweights.models.decoder import Decoder
 
 #: sizes are rounded up to multiples of it, so that few programs are compiled; short ones to
@@ -40,6 +41,12 @@ def _prefill(model: Decoder, tokens: Array, counts: Array, max_length: int, comm
     return advance(model, start, tokens, counts, fresh=True, commits=commits)
 
 
+# between two pieces of a prompt no one else has the state: its memory becomes the next one's
+@functools.partial(jax.jit, static_argnames=("commits",), donate_argnums=(1,))
+def _read_on(model: Decoder, state: State, tokens: Array, counts: Array, commits: bool) -> State:
+    return advance(model, state, tokens, counts, commits=commits)
+
+
 @functools.partial(jax.jit, static_argnames=("commits",))
 def _extend(model: Decoder, state: State, tokens: Array, counts: Array, commits: bool) -> State:
     return advance(model, state, tokens, counts, commits=commits)
@@ -51,6 +58,7 @@ def prefill(
     lengths: ArrayLike | None = None,
     *,
     max_length: int | None = None,
+    piece: int | None = None,
 ) -> State:
     """Read prompts from their start.
 
@@ -60,19 +68,40 @@ def prefill(
         lengths: `[B]` int, tokens of each row, 1 to T; None is T for all.
         max_length: tokens a row of the state will hold; None is the model's `max_length`, or T if
             that is more.
+        piece: the most tokens of a row read at a time, 512 for example. What full attention holds
+            at once grows with `piece` times T then, where it grows with the square of T for None,
+            all at once. The state is the same up to rounding.
 
     Returns:
         The state: `state.logits [B, vocab]` are of the token after the last of each row.
 
     Raises:
-        ConfigError: tokens outside the vocabulary, lengths that cannot be, too little room.
+        ConfigError: tokens outside the vocabulary, lengths that cannot be, too little room, or
+            `piece` is not positive.
     """
     tokens, lengths = checks.prompt(model, tokens, lengths)
     if max_length is None:
         max_length = max(model.config.max_length, tokens.shape[1])
     checks.room(lengths, max_length)
-    commits = completes(model, np.zeros_like(lengths), lengths)
-    return _prefill(model, padded(tokens), lengths, max_length, commits)
+    if piece is not None and piece < 1:
+        raise ConfigError(f"piece is {piece}; it must be at least 1", where="piece")
+    # pieces of one size, so that one program reads all but the first
+    longest = tokens.shape[1]
+    count = 1 if piece is None else -(-longest // piece)
+    size = -(-longest // count)
+    before, state = np.zeros_like(lengths), None
+    for start in range(0, count * size, size):
+        new, counts = tokens[:, start : start + size], np.clip(lengths - start, 0, size)
+        new = np.pad(new, [(0, 0), (0, size - new.shape[1])])
+        commits = completes(model, before, counts)
+        if state is None:
+            state = _prefill(model, padded(new), counts, max_length, commits)
+        else:
+            state = own_rows(state) if commits else state
+            state = _read_on(model, state, padded(new), counts, commits)
+        before = before + counts
+    assert state is not None
+    return state
 
 
 def extend(

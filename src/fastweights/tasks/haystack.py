@@ -27,6 +27,10 @@ class Draw:
         """An int from 0 to count - 1; the bias is below count / 2**64."""
         return int(self._bits.random_raw()) % count
 
+    def place(self, count: int) -> int:
+        """An int from 0 to count - 1 which moves little where `count` changes little."""
+        return int(self._bits.random_raw()) * count >> 64
+
     def choice(self, options: Sequence[str]) -> str:
         """One of the options."""
         return options[self.below(len(options))]
@@ -72,6 +76,6 @@ def sentences(text: str, draw: Draw, room: int) -> list[str]:
         raise ConfigError(
             f"a haystack of {len(text)} characters has no {room} to take", next="a longer text"
         )
-    start = draw.below(len(text) - room)
+    start = draw.place(len(text) - room)
     taken = text[start : start + max(0, room - 1)]
     return [line for line in re.split(r"(?<=[.!?])\s+", taken.strip()) if line]

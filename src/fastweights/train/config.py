@@ -19,6 +19,7 @@ from fastweights.tasks.faces import Faces
 from fastweights.tasks.glimpses import Glimpses
 from fastweights.tasks.hint_corpus import HintCorpus
 from fastweights.tasks.language import Language
+from fastweights.tasks.needle_text import NeedleText
 from fastweights.tasks.retrieval import Retrieval
 
 
@@ -145,7 +146,7 @@ class Config:
             the checkpoint does not have start fresh.
     """
 
-    task: Retrieval | Glimpses | Faces | Language | HintCorpus
+    task: Retrieval | Glimpses | Faces | Language | HintCorpus | NeedleText
     model: RetrievalModel | GlimpseModel | ConvNetModel | DecoderConfig
     optim: Optim = Optim()
     train: Train = Train()
