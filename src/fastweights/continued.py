@@ -12,7 +12,7 @@ from typing import Any
 from fastweights import hf
 from fastweights.hf.config import read_json
 from fastweights.hf.files import directory
-from fastweights.nn.in_place import InPlaceTTT
+from fastweights.nn.in_place_options import InPlaceTTT
 from fastweights.pretrained import checkpoint_tokenizer
 from fastweights.tasks.language import Language
 from fastweights.tasks.text_tokens import load_tokenizer

@@ -16,6 +16,7 @@ import numpy as np
 
 from fastweights import inference
 from fastweights.errors import ConfigError
+from fastweights.hf.chat_template import read as read_template
 from fastweights.inference.templates import Template, choose
 from fastweights.pretrained import Pretrained
 from fastweights.tasks.needles import (
@@ -134,7 +135,7 @@ def evaluate(
     settings.check()
     template = chat_template(pretrained.tokenizer) if settings.chat else None
     # all questions are made before the first is asked: what cannot be is known at once
-    cells = {
+    cells: dict[tuple[int, Kind], list[Needle]] = {
         (length, kind): questions(pretrained.tokenizer, settings, kind, length, template, haystack)
         for length in settings.lengths
         for kind in settings.kinds
@@ -149,12 +150,13 @@ def evaluate(
 
 
 def chat_template(tokenizer: Tokenizer) -> Template:
-    """The form of a chat by the special tokens of a tokenizer.
+    """The form of a chat: the checkpoint's own, or by the special tokens of its tokenizer.
 
     Raises:
-        ConfigError: it has neither those of ChatML nor those of Llama 3.
+        ConfigError: it has no template, and neither the tokens of ChatML nor those of Llama 3.
     """
-    template = choose(tokenizer.added)
+    own = read_template(tokenizer.folder, tokenizer.added) if tokenizer.folder else None
+    template = own or choose(tokenizer.added)
     if not template.stops:
         raise ConfigError(
             "this tokenizer has neither the special tokens of ChatML nor those of Llama 3",
@@ -170,7 +172,7 @@ def encoded(needle: Needle, tokenizer: Tokenizer, template: Template | None) -> 
     if template is None:
         return [*tokenizer.opening, *tokenizer.encode(needle.prompt).tolist()]
     question, beginning = needle.prompt.rsplit(ANSWER, 1)
-    return tokenizer.encode(template.first.replace("{}", question) + beginning).tolist()
+    return tokenizer.encode(template.turn(question, first=True) + beginning).tolist()
 
 
 def questions(

@@ -7,7 +7,7 @@ import jax
 
 from fastweights.errors import ConfigError
 from fastweights.nn.choices import not_a_choice
-from fastweights.nn.in_place import InPlaceTTT
+from fastweights.nn.in_place_options import InPlaceTTT
 from fastweights.nn.memory import MemoryConfig
 from fastweights.nn.rope import Rope
 from fastweights.rules import Rule

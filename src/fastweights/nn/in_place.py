@@ -8,7 +8,6 @@ two tokens on. The convolution does not look out of its chunk, and what a chunk 
 later chunks only, so no output depends on a later token.
 """
 
-import dataclasses
 import functools
 import math
 from typing import Any, Literal, overload
@@ -22,13 +21,12 @@ from jax.typing import DTypeLike
 
 from fastweights.errors import ConfigError
 from fastweights.nn import mesh
+from fastweights.nn.in_place_options import InPlaceTTT
 from fastweights.nn.in_place_state import Fast, read_and_write, read_rows, remember
 from fastweights.nn.layer import Reading, Stacked
 from fastweights.nn.parts import MLP, depthwise, same_document
 from fastweights.rules import InPlace, outputs
 from fastweights.rules.in_place_write import Scales, Total, effective, read
-
-Window = Literal["centred", "forward", "reconstruction"]
 
 #: which taps of the kernel a window uses; tap 2 is the token itself, 3 the next, 4 the one after
 TAPS: dict[str, tuple[int, ...]] = {
@@ -37,56 +35,6 @@ TAPS: dict[str, tuple[int, ...]] = {
     "reconstruction": (2,),
 }
 KERNEL = 5
-
-
-@dataclasses.dataclass(frozen=True)
-class InPlaceTTT:
-    """What the layers that learn in place do.
-
-    Attributes:
-        layers: which layers of a model do; those it does not have are ignored, as in the released
-            code.
-        chunk: C, tokens per write.
-        lr: η, how strongly a token is written. A write is a sum over the chunk: a larger chunk, or
-            larger activities, want a smaller η. The paper does not say; the released configs have 3
-            at C = 4096.
-        target: T, what V is made of. The paper and training from scratch: "input_embed"; the
-            released code's default, for continual training: "hidden_states", the layer's own input.
-        proj: V is multiplied by a trained [D, D] matrix.
-        conv: V is a trained mixture of the tokens around. Without it V is made of the token itself:
-            the step to the next token is gone, and so is the start that changes nothing.
-        window: "centred" uses all five taps, as released; "forward" the token and the two after it;
-            "reconstruction" only the token itself.
-        clip: τ, the largest Frobenius norm of one write; None, as released, for no limit.
-        clip_relative: τ is in units of the norm of the slow weights.
-        clip_after_lr: τ limits η Σ v zᵀ; otherwise Σ v zᵀ. The paper leaves it open.
-        decay: λ, from 0 to 1: before a write, W - W0 is multiplied by it. The paper has none.
-        decay_learned: every layer learns a λ of its own, which starts at `decay`, between 0 and 1.
-        lr_learned: every layer learns an η of its own, which starts at `lr`.
-        spectral: Σ v zᵀ is divided by its largest singular value, so η is the norm of a write
-            (arXiv 2606.21803).
-        cap: r, the largest ‖W - W0‖ / ‖W0‖ that a token reads; W itself stays the sum of all
-            writes. None, as released, for no cap.
-        row_norm: a token reads the rows of W scaled to the norms of those of W0; W itself stays the
-            sum (arXiv 2606.21803).
-    """
-
-    layers: tuple[int, ...] = (0, 6, 12, 18, 24, 30)
-    chunk: int = 1024
-    lr: float = 0.3
-    target: Literal["hidden_states", "input_embed"] = "hidden_states"
-    proj: bool = True
-    conv: bool = True
-    window: Window = "centred"
-    clip: float | None = None
-    clip_relative: bool = False
-    clip_after_lr: bool = True
-    decay: float = 1.0
-    decay_learned: bool = False
-    lr_learned: bool = False
-    spectral: bool = False
-    cap: float | None = None
-    row_norm: bool = False
 
 
 class InPlaceMLP(MLP):
