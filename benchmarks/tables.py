@@ -20,6 +20,7 @@ import fst
 import fst_continual
 import gpu_page
 import harness
+import in_place_options
 import in_place_page
 import mixers
 import tyro
@@ -41,7 +42,7 @@ PAGES = {
     ),
     ROOT / "docs" / "catch.md": ("catch", "catch_search", "catch_confirm", "catch_grid"),
     ROOT / "docs" / "performance.md": ("in_place", "decode", "gpu"),
-    ROOT / "docs" / "in_place_ttt.md": ("books", "books_long", "books_ablations"),
+    ROOT / "docs" / "in_place_ttt.md": ("in_place_options", "books", "books_long", "books_ablations"),
     ROOT / "docs" / "rules.md": ("books_mixers", "mixers"),
     ROOT / "docs" / "inner_updates.md": ("books_ttt_mlp",),
     ROOT / "docs" / "fast_slow_measured.md": (
@@ -58,6 +59,7 @@ PAGES = {
 #: results of a benchmark's own page module
 SPEED = {
     "in_place": in_place_page.tables,
+    "in_place_options": in_place_options.table,
     "decode": decode_page.tables,
     "gpu": gpu_page.tables,
     "mixers": mixers.tables,
