@@ -4,10 +4,15 @@
     from fastweights.eval_harness import DecoderLM
     lm_eval.simple_evaluate(model=DecoderLM("PATH"), tasks=["lambada_openai"])
 
+or, with all the flags of the harness's own command,
+
+    python -m fastweights.eval_harness --model fastweights --model_args pretrained=PATH --tasks ...
+
 PATH is a Hugging Face checkpoint or a run of ours. What a request asks for is read as one text from
 its start: in-place layers learn from the context, and nothing goes from one request to the next.
 """
 
+import functools
 import itertools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -21,13 +26,15 @@ from jax import Array
 from fastweights import inference
 from fastweights.errors import ConfigError, install_extra
 from fastweights.fastslow import report as report  # makes the policies of its runs loadable
-from fastweights.inference.prompt import padded
 from fastweights.models.decoder import Decoder
 from fastweights.nn.cross_entropy import NO_TARGET
 from fastweights.pretrained import Pretrained, load
 
 try:
     from lm_eval.api.model import TemplateLM  # pyright: ignore[reportMissingImports]
+    from lm_eval.api.registry import (  # pyright: ignore[reportMissingImports]
+        register_model,
+    )
     from lm_eval.models.utils import (  # pyright: ignore[reportMissingImports]
         normalize_gen_kwargs,
     )
@@ -44,6 +51,9 @@ except ImportError as error:
 BLOCK = 128
 #: new tokens between two looks at whether every answer has ended
 PIECE = 32
+#: lengths of batches of contexts, and the room for an answer, are multiples of it, or of a quarter
+#: of it below it: few programs are compiled
+WIDTH = 256
 
 
 @jax.jit
@@ -75,6 +85,7 @@ def score(model: Decoder, inputs: Array, targets: Array) -> tuple[Array, Array]:
     return log_probs.sum(0), jnp.all(greedy, 0)
 
 
+@register_model("fastweights")
 class DecoderLM(TemplateLM):
     """What the harness asks of a model: log-likelihoods and text up to a stop string.
 
@@ -85,6 +96,8 @@ class DecoderLM(TemplateLM):
         max_gen_toks: the most tokens written where a task does not say.
         dtype: of a Hugging Face checkpoint.
         ttt: False switches test-time training off.
+        piece: tokens of each context that are read at a time before an answer is written.
+        device: a device of PyTorch, which the harness's command always names; not used.
 
     Raises:
         ConfigError, CheckpointError, DataError: as `load`; or the tokenizer has no token that could
@@ -99,8 +112,11 @@ class DecoderLM(TemplateLM):
         max_gen_toks: int = 256,
         dtype: Any = "float32",
         ttt: bool = True,
+        piece: int = 512,
+        device: str | None = None,
     ):
         super().__init__()
+        self._path = None if isinstance(pretrained, Pretrained) else str(pretrained)
         if not isinstance(pretrained, Pretrained):
             pretrained = load(pretrained, dtype, ttt)
         self.model, self.text, self.stop_tokens = pretrained
@@ -112,7 +128,7 @@ class DecoderLM(TemplateLM):
                 cause="what fits into memory is not looked for",
                 next="batch_size=8",
             )
-        self.batch_size = int(batch_size)
+        self.batch_size, self.piece = int(batch_size), int(piece)
         self.max_gen_toks = int(max_gen_toks)
         first = (*self.text.opening, *self.stop_tokens)
         if not first:
@@ -137,9 +153,78 @@ class DecoderLM(TemplateLM):
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **_: Any
     ) -> list[int]:
-        """Token ids, with what the tokenizer opens a text with unless that is switched off."""
+        """Token ids, with what the tokenizer opens a text with unless that is switched off.
+
+        A chat template may have put it there already.
+        """
         opening = [] if add_special_tokens is False else [*self.text.opening]
-        return opening + self.text.encode(string).tolist()
+        tokens = self.text.encode(string).tolist()
+        return tokens if tokens[: len(opening)] == opening else opening + tokens
+
+    @functools.cached_property
+    def _chat(self) -> Any:
+        """The tokenizer of transformers, which renders the checkpoint's own template, sandboxed."""
+        if self._path is None:
+            raise ConfigError(
+                "a chat template is in the folder of a checkpoint, and no folder is known",
+                where="pretrained",
+                cause="the model was given, and not its path",
+                next='DecoderLM("PATH"), or no chat template',
+            )
+        try:
+            from transformers import AutoTokenizer  # pyright: ignore[reportMissingImports]
+        except ImportError as error:
+            raise ConfigError(
+                "the chat template of a checkpoint is rendered by transformers, which is not "
+                "installed",
+                next="pip install transformers, or no chat template",
+            ) from error
+        try:
+            found = AutoTokenizer.from_pretrained(self._path, local_files_only=True)
+        except Exception as error:  # transformers raises many kinds
+            raise ConfigError(
+                "transformers cannot read the tokenizer of this directory",
+                where=self._path,
+                cause=str(error)[:200],
+                next="a directory in Hugging Face layout: fastweights export-hf --run-dir DIR OUT",
+            ) from error
+        if not getattr(found, "chat_template", None):
+            raise ConfigError(
+                "this checkpoint has no chat template",
+                where=self._path,
+                cause="a base model, or a checkpoint without its chat_template.jinja",
+                next="no chat template",
+            )
+        return found
+
+    @property
+    def tokenizer_name(self) -> str:
+        """What tells apart the harness's caches of requests made with a chat template."""
+        return self.text.fingerprint
+
+    def chat_template(self, chat_template: bool | str = False) -> str | None:
+        """The template of the checkpoint, for the harness's record; None if none is wanted."""
+        return self._chat.chat_template if chat_template else None
+
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
+        """A conversation as the checkpoint's chat template writes it.
+
+        Args:
+            chat_history: turns, each with a "role" and a "content".
+            add_generation_prompt: open the turn of an answer; otherwise the last turn is one that
+                the model goes on with.
+
+        Raises:
+            ConfigError: transformers is not installed, or there is no template.
+        """
+        return self._chat.apply_chat_template(
+            chat_history,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=not add_generation_prompt,
+        )
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[Any, list[int], list[int]]], **_: Any
@@ -231,17 +316,20 @@ class DecoderLM(TemplateLM):
             "key": key,
         }
         contexts = [context[-keep:] for context in contexts]
-        lengths = np.array([len(context) for context in contexts], np.int32)
-        tokens = np.zeros((len(contexts), max(lengths)), np.int32)
-        for row, context in enumerate(contexts):
-            tokens[row, : len(context)] = context
-        room = padded(tokens).shape[1] + -(-most // PIECE) * PIECE
-        state = inference.prefill(self.model, tokens, lengths, max_length=room)
+        # a batch that is not full is filled up with its last context
+        read = contexts + [contexts[-1]] * (self.batch_size - len(contexts))
+        lengths = np.array([len(context) for context in read], np.int32)
+        width = rounded(int(max(lengths)))
+        tokens = np.zeros((len(read), width), np.int32)
+        for row, context in zip(tokens, read, strict=True):
+            row[: len(context)] = context
+        room = width + rounded(-(-most // PIECE) * PIECE)
+        state = inference.prefill(self.model, tokens, lengths, max_length=room, piece=self.piece)
         written: list[list[int]] = [[] for _ in contexts]
         texts, ended = [""] * len(contexts), [False] * len(contexts)
         for _ in range(-(-most // PIECE)):
             out, state = inference.decode(self.model, state, max_new_tokens=PIECE, **sampling)
-            for row, new in enumerate(np.asarray(out.tokens).tolist()):
+            for row, new in enumerate(np.asarray(out.tokens[: len(contexts)]).tolist()):
                 if not ended[row]:
                     written[row] += new
                     texts[row], ended[row] = self._cut(written[row][:most], until)
@@ -257,3 +345,15 @@ class DecoderLM(TemplateLM):
         text = self.text.decode(np.asarray(tokens[: ends[0]] if ends else tokens, np.int32))
         places = [place for stop in until if stop and (place := text.find(stop)) >= 0]
         return text[: min(places)] if places else text, bool(ends or places)
+
+
+def rounded(size: int) -> int:
+    """A size rounded up to a multiple of WIDTH, or of its quarter if it is smaller."""
+    step = WIDTH if size > WIDTH else WIDTH // 4
+    return -(-size // step) * step
+
+
+if __name__ == "__main__":
+    from lm_eval.__main__ import cli_evaluate  # pyright: ignore[reportMissingImports]
+
+    cli_evaluate()
