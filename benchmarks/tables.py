@@ -42,7 +42,12 @@ PAGES = {
     ),
     ROOT / "docs" / "catch.md": ("catch", "catch_search", "catch_confirm", "catch_grid"),
     ROOT / "docs" / "performance.md": ("in_place", "decode", "gpu"),
-    ROOT / "docs" / "in_place_ttt.md": ("in_place_options", "books", "books_long", "books_ablations"),
+    ROOT / "docs" / "in_place_ttt.md": (
+        "in_place_options",
+        "books",
+        "books_long",
+        "books_ablations",
+    ),
     ROOT / "docs" / "rules.md": ("books_mixers", "mixers"),
     ROOT / "docs" / "inner_updates.md": ("books_ttt_mlp",),
     ROOT / "docs" / "fast_slow_measured.md": (
