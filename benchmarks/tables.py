@@ -22,6 +22,7 @@ import gpu_page
 import harness
 import in_place_page
 import mixers
+import real_checkpoint_check
 import tyro
 
 from fastweights.train.sweep_table import markdown
@@ -41,7 +42,12 @@ PAGES = {
     ),
     ROOT / "docs" / "catch.md": ("catch", "catch_search", "catch_confirm", "catch_grid"),
     ROOT / "docs" / "performance.md": ("in_place", "decode", "gpu"),
-    ROOT / "docs" / "in_place_ttt.md": ("books", "books_long", "books_ablations"),
+    ROOT / "docs" / "in_place_ttt.md": (
+        "real_checkpoint",
+        "books",
+        "books_long",
+        "books_ablations",
+    ),
     ROOT / "docs" / "rules.md": ("books_mixers", "mixers"),
     ROOT / "docs" / "inner_updates.md": ("books_ttt_mlp",),
     ROOT / "docs" / "fast_slow_measured.md": (
@@ -61,6 +67,7 @@ SPEED = {
     "decode": decode_page.tables,
     "gpu": gpu_page.tables,
     "mixers": mixers.tables,
+    "real_checkpoint": real_checkpoint_check.tables,
 }
 
 #: test errors of Ba et al. 2016, tables 1 and 2, in %: task, cell, units
