@@ -163,3 +163,30 @@ def agrees(measured: dict[str, Any]) -> bool:
         and all(part["same"] == part["new"] for part in measured["greedy"])
         and all(part["largest_difference"] < 1e-3 for part in measured["loss"].values())
     )
+
+
+def tables(record: dict[str, Any]) -> str:
+    """A comparison a row, and its circumstances."""
+    text, sentence = record["loss"]["text"], record["loss"]["sentence"]
+    parity, greedy = record["parity"], record["greedy"]
+    same, new = (sum(part[key] for part in greedy) for key in ("same", "new"))
+    lines = ["| SmolLM2-135M-Instruct, float32 | here | transformers |", "|---|---|---|"]
+    lines += [
+        f"| loss of {part['tokens']} tokens, nats a token | {part['here']:.6f} | "
+        f"{part['transformers']:.6f} |"
+        for part in (text, sentence)
+    ]
+    lines += [
+        f"| distance from the float64 logits, {name} token of {parity['tokens']} | "
+        f"{parity['distance_here'][name]:.1e} | {parity['distance_transformers'][name]:.1e} |"
+        for name in ("median", "worst")
+    ]
+    machine, versions = record["machine"], record["versions"]
+    lines += [
+        "",
+        f"{same} of {new} greedy tokens after {len(greedy)} prompts are the same, and so are all "
+        f"tokens of a chat of {record['chat']['lines']} lines; KL divergence {parity['kl']:.1e} "
+        f"nats a token.\n{machine['cpu']}; jax {versions['jax']}, transformers "
+        f"{versions['transformers']}; {record['date'][:10]}.",
+    ]
+    return "\n".join(lines)

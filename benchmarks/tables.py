@@ -23,6 +23,7 @@ import harness
 import in_place_options
 import in_place_page
 import mixers
+import real_checkpoint_check
 import tyro
 
 from fastweights.train.sweep_table import markdown
@@ -43,6 +44,7 @@ PAGES = {
     ROOT / "docs" / "catch.md": ("catch", "catch_search", "catch_confirm", "catch_grid"),
     ROOT / "docs" / "performance.md": ("in_place", "decode", "gpu"),
     ROOT / "docs" / "in_place_ttt.md": (
+        "real_checkpoint",
         "in_place_options",
         "books",
         "books_long",
@@ -68,6 +70,7 @@ SPEED = {
     "decode": decode_page.tables,
     "gpu": gpu_page.tables,
     "mixers": mixers.tables,
+    "real_checkpoint": real_checkpoint_check.tables,
 }
 
 #: test errors of Ba et al. 2016, tables 1 and 2, in %: task, cell, units

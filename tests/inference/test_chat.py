@@ -122,3 +122,8 @@ def test_mistakes_end_nothing(tmp_path):
         assert words in shown
     assert "the state holds 40" in shown
     assert state.lengths.tolist() == [8]
+
+
+def test_drift_of_a_model_without_in_place_layers():
+    model = randomised(change(CASES["llama"], layers=1))
+    assert talk(["/drift"], model)[0] == "[no layer of this model learns in place]\n"

@@ -220,6 +220,9 @@ def command(
         show(f"[{int(state.lengths[0])} tokens{summary(model, state)}]\n")
         return state
     if name == "/drift":
+        if not model.config.ttt_layers:
+            show("[no layer of this model learns in place]\n")
+            return state
         for layer, far in zip(model.config.ttt_layers, drift(model, state)[:, 0], strict=True):
             show(f"layer {layer}: {100 * float(far):.3g} %\n")
         return state
