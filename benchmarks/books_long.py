@@ -96,16 +96,32 @@ def with_options(model: Decoder, change: Change) -> Decoder:
 
 
 def losses_by_part(
-    model: Decoder, config: Config, split: str, windows: int, length: int = LENGTH
+    model: Decoder,
+    config: Config,
+    split: str,
+    windows: int,
+    length: int = LENGTH,
+    parts: tuple[int, ...] = PARTS,
+    batch: int = 2,
 ) -> dict[str, list[list[float]]]:
-    """By book of a split: for each part of a window, the mean loss in every window."""
+    """By book of a split: for each part of a window, the mean loss in every window.
+
+    Args:
+        model: the decoder.
+        config: of its run, for its task and data.
+        split: of the data.
+        windows: windows of each book, evenly spread.
+        length: tokens of a window.
+        parts: first positions of the parts.
+        batch: windows read at a time.
+    """
     losses = functools.partial(jax.jit(config.task.losses), model)
-    starts = [start for start in PARTS if start < length]
+    starts = [start for start in parts if start < length]
     found = {}
     for document in config.task.documents(split, config.data):
         table, _ = context_loss.windows([document.tokens], length)
         chosen = evenly(len(table["target"]), windows)
-        each = context_loss.table_losses(losses, {k: v[chosen] for k, v in table.items()}, 2)
+        each = context_loss.table_losses(losses, {k: v[chosen] for k, v in table.items()}, batch)
         ends = [*starts[1:], length]
         found[document.name] = [
             [round(float(x), 4) for x in each[:, a:b].mean(1)]

@@ -22,21 +22,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import books
+import books_long
 import harness
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from books_long import circumstances, same_settings, with_config
 from jax import Array
 
 import fastweights as fw
 from fastweights.models.decoder import Decoder
 from fastweights.nn.in_place import InPlaceTTT
 from fastweights.nn.in_place_state import Fast
-from fastweights.tasks import context_loss
 from fastweights.tasks.base import Data
-from fastweights.tasks.batches import evenly
 from fastweights.tasks.language import Language
 from fastweights.train import Config, Optim, Train, train
 
@@ -141,7 +139,7 @@ def with_sight(checkpoint: Path, runs: Path, full: bool) -> Path:
         config = dataclasses.replace(model.config, windows=(SIGHT,) * model.config.layers)
         partial = folder.with_suffix(".partial")
         shutil.rmtree(partial, ignore_errors=True)
-        fw.hf.save(with_config(model, config), partial, like=checkpoint)
+        fw.hf.save(books_long.with_config(model, config), partial, like=checkpoint)
         shutil.copy(checkpoint / "tokenizer.json", partial)
         partial.rename(folder)
     return folder
@@ -189,20 +187,8 @@ def run_config(arm: Arm, options: Options, seed: int) -> Config:
 def losses_by_part(
     model: Decoder, config: Config, split: str, windows: int, length: int
 ) -> dict[str, list[list[float]]]:
-    """By book of a split: for each part of a window, the mean loss in every window."""
-    losses = functools.partial(jax.jit(config.task.losses), model)
-    starts = [start for start in PARTS if start < length]
-    found = {}
-    for document in config.task.documents(split, config.data):
-        table, _ = context_loss.windows([document.tokens], length)
-        chosen = evenly(len(table["target"]), windows)
-        each = context_loss.table_losses(losses, {k: v[chosen] for k, v in table.items()}, 1)
-        ends = [*starts[1:], length]
-        found[document.name] = [
-            [round(float(x), 4) for x in each[:, a:b].mean(1)]
-            for a, b in zip(starts, ends, strict=True)
-        ]
-    return found
+    """As that of `books_long`, a window at a time."""
+    return books_long.losses_by_part(model, config, split, windows, length, PARTS, 1)
 
 
 @jax.jit
@@ -294,7 +280,7 @@ def main(options: Options) -> None:
     arms = {CONTROL: ARMS[CONTROL]} | SEARCHED if options.search else ARMS
     if unknown := set(options.arms) - set(arms):
         raise SystemExit(f"no arm {unknown.pop()!r}; there are {', '.join(arms)}")
-    same_settings(read(), out, windows=options.windows)
+    books_long.same_settings(read(), out, windows=options.windows)
     for seed in (0,) if options.search else range(1, options.seeds + 1):
         for name in options.arms or arms:
             arm = arms[name]
@@ -302,7 +288,7 @@ def main(options: Options) -> None:
                 continue  # no seed changes the checkpoint
             if (name, seed) in {(r["arm"], r["seed"]) for r in read()}:
                 continue
-            about = circumstances(options.data, options.runs)
+            about = books_long.circumstances(options.data, options.runs)
             about["command"] = about["command"].replace(str(options.checkpoint), "SMOLLM2")
             begun = time.monotonic()
             config = run_config(arm, options, seed)

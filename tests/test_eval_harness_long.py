@@ -7,12 +7,12 @@ import re
 import jax
 import numpy as np
 import pytest
-from hf.tiny import LLAMA, model
+from hf.tiny import model
+from test_eval_harness import CONFIG as SHORT
 from test_eval_harness import requests
 
 from fastweights import hf, inference
 from fastweights.errors import ConfigError
-from fastweights.models.decoder_config import InPlaceTTT
 from fastweights.pretrained import Pretrained
 from fastweights.tasks import bytes_file
 from fastweights.tasks.text_tokens import Bytes
@@ -22,13 +22,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::Warning")
 REASON = "needs lm-evaluation-harness, the [eval] extra"
 lm_eval = pytest.importorskip("lm_eval", reason=REASON)
 
-CONFIG = dataclasses.replace(
-    LLAMA,
-    vocab=264,
-    layers=2,
-    max_length=1300,
-    ttt=InPlaceTTT(layers=(0, 1), chunk=64, lr=0.5, target="input_embed"),
-)
+assert SHORT.ttt is not None
+CONFIG = dataclasses.replace(SHORT, max_length=1300, ttt=dataclasses.replace(SHORT.ttt, chunk=64))
 TEMPLATE = (
     "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% if not loop.last or "
     "add_generation_prompt %}; {% endif %}{% endfor %}{% if add_generation_prompt %}<assistant>"
@@ -85,7 +80,7 @@ def test_contexts_are_read_in_pieces(decoder, monkeypatch):
 def test_a_chat_template_is_the_checkpoints_own(folder):
     from fastweights.eval_harness import DecoderLM
 
-    pytest.importorskip("transformers", reason="needs transformers, the [parity] extra")
+    pytest.importorskip("jinja2", reason="needs jinja2, the [hf] extra")
     lm = DecoderLM(folder)
     turns = [{"role": "user", "content": "hello"}]
     assert lm.apply_chat_template(turns) == "<user>hello; <assistant>"
@@ -99,9 +94,8 @@ def test_a_chat_template_is_the_checkpoints_own(folder):
 def test_chat_templates_that_are_not_there(decoder, folder, tmp_path):
     from fastweights.eval_harness import DecoderLM
 
-    with pytest.raises(ConfigError, match="no folder is known"):
+    with pytest.raises(ConfigError, match="has no chat template"):
         DecoderLM(Pretrained(decoder, Bytes(), (256,))).apply_chat_template([])
-    pytest.importorskip("transformers", reason="needs transformers, the [parity] extra")
     bare = tmp_path / "bare"
     bare.mkdir()
     for file in folder.iterdir():

@@ -8,8 +8,8 @@ or, with all the flags of the harness's own command,
 
     python -m fastweights.eval_harness --model fastweights --model_args pretrained=PATH --tasks ...
 
-PATH is a Hugging Face checkpoint or a run of ours. What a request asks for is read as one text from
-its start: in-place layers learn from the context, and nothing goes from one request to the next.
+PATH is a Hugging Face checkpoint or a run directory. Each request is read from an empty state, so
+in-place layers learn from the request's own context only.
 """
 
 import functools
@@ -26,6 +26,8 @@ from jax import Array
 from fastweights import inference
 from fastweights.errors import ConfigError, install_extra
 from fastweights.fastslow import report as report  # makes the policies of its runs loadable
+from fastweights.hf.chat_template import ChatTemplate
+from fastweights.hf.chat_template import read as read_template
 from fastweights.models.decoder import Decoder
 from fastweights.nn.cross_entropy import NO_TARGET
 from fastweights.pretrained import Pretrained, load
@@ -116,7 +118,6 @@ class DecoderLM(TemplateLM):
         device: str | None = None,
     ):
         super().__init__()
-        self._path = None if isinstance(pretrained, Pretrained) else str(pretrained)
         if not isinstance(pretrained, Pretrained):
             pretrained = load(pretrained, dtype, ttt)
         self.model, self.text, self.stop_tokens = pretrained
@@ -162,49 +163,27 @@ class DecoderLM(TemplateLM):
         return tokens if tokens[: len(opening)] == opening else opening + tokens
 
     @functools.cached_property
-    def _chat(self) -> Any:
-        """The tokenizer of transformers, which renders the checkpoint's own template, sandboxed."""
-        if self._path is None:
+    def _chat(self) -> ChatTemplate:
+        """The checkpoint's own chat template."""
+        folder = self.text.folder
+        found = read_template(folder, self.text.added) if folder else None
+        if found is None:
             raise ConfigError(
-                "a chat template is in the folder of a checkpoint, and no folder is known",
-                where="pretrained",
-                cause="the model was given, and not its path",
-                next='DecoderLM("PATH"), or no chat template',
-            )
-        try:
-            from transformers import AutoTokenizer  # pyright: ignore[reportMissingImports]
-        except ImportError as error:
-            raise ConfigError(
-                "the chat template of a checkpoint is rendered by transformers, which is not "
-                "installed",
-                next="pip install transformers, or no chat template",
-            ) from error
-        try:
-            found = AutoTokenizer.from_pretrained(self._path, local_files_only=True)
-        except Exception as error:  # transformers raises many kinds
-            raise ConfigError(
-                "transformers cannot read the tokenizer of this directory",
-                where=self._path,
-                cause=str(error)[:200],
-                next="a directory in Hugging Face layout: fastweights export-hf --run-dir DIR OUT",
-            ) from error
-        if not getattr(found, "chat_template", None):
-            raise ConfigError(
-                "this checkpoint has no chat template",
-                where=self._path,
+                "this model has no chat template",
+                where=folder or "pretrained",
                 cause="a base model, or a checkpoint without its chat_template.jinja",
-                next="no chat template",
+                next="leave the harness's --apply_chat_template out",
             )
         return found
 
     @property
     def tokenizer_name(self) -> str:
-        """What tells apart the harness's caches of requests made with a chat template."""
+        """Names the harness's caches of requests with a chat template."""
         return self.text.fingerprint
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
-        """The template of the checkpoint, for the harness's record; None if none is wanted."""
-        return self._chat.chat_template if chat_template else None
+        """The template of the checkpoint, for the harness's record; None without one in use."""
+        return self._chat.source if chat_template else None
 
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
@@ -213,18 +192,14 @@ class DecoderLM(TemplateLM):
 
         Args:
             chat_history: turns, each with a "role" and a "content".
-            add_generation_prompt: open the turn of an answer; otherwise the last turn is one that
-                the model goes on with.
+            add_generation_prompt: the text ends with the opening of an answer. Otherwise it ends
+                inside the last turn, which the model continues.
 
         Raises:
-            ConfigError: transformers is not installed, or there is no template.
+            ConfigError: the model has no template, or jinja2 is not installed.
+            DataError: the template fails.
         """
-        return self._chat.apply_chat_template(
-            chat_history,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=not add_generation_prompt,
-        )
+        return self._chat.render(chat_history, go_on=not add_generation_prompt)
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[Any, list[int], list[int]]], **_: Any

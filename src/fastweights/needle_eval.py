@@ -1,11 +1,11 @@
-"""How well a language model finds needles in a haystack: by kind, length in tokens, and depth.
+"""Needle-in-a-haystack accuracy of a language model, by kind, length in tokens, and depth.
 
     from fastweights.needle_eval import NeedleEval, evaluate, summary
     found = evaluate(load("PATH"), NeedleEval(lengths=(1024, 4096)))
     print(summary(found))
 
-The questions are those of `tasks.needles`, the kinds and the score those of RULER (Hsieh et al.
-2024, arXiv 2404.06654). On the command line: `fastweights eval --task needles --model PATH`.
+`tasks.needles` makes the questions; kinds and score follow RULER (Hsieh et al. 2024, arXiv
+2404.06654). On the command line: `fastweights eval --task needles --model PATH`.
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ APART = 10**5
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NeedleEval:
-    """Which questions are asked, and how.
+    """Options of an evaluation.
 
     Attributes:
         kinds: of the questions: single, multi-key, multi-value, tracking.
@@ -248,9 +248,9 @@ def summary(found: Sequence[Answered], depths: int = 5) -> dict[str, Any]:
 
     Returns:
         "all"; "by_kind", "by_length"; "by_depth" of all; and "cells", one for each kind and length.
-        "recall" is the share of the values of a question that are in its answer, "exact" whether
-        the answer is these values and no others; see `tasks.needles.score`. A standard error is
-        null where a mean is of one question.
+        "recall" is the share of a question's values in its answer. "exact" is 1 for an answer with
+        all values and no others; see `tasks.needles.score`. The standard error of one
+        question is null.
     """
     of = lambda **wanted: [
         each for each in found if all(getattr(each, k) == v for k, v in wanted.items())

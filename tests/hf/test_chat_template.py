@@ -66,17 +66,22 @@ def write(folder, source):
     return folder
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_the_transcript_is_that_of_transformers(case, tmp_path):
+def theirs(source):
+    """A tokenizer of transformers with that template."""
     transformers = pytest.importorskip("transformers", reason="needs transformers, [parity]")
     tokenizers = pytest.importorskip("tokenizers")
-    source, end = CASES[case]
-    there = transformers.PreTrainedTokenizerFast(
+    return transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 6}, "a")),
         bos_token="<s>",
         eos_token="</s>",
         chat_template=source,
     )
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_transcript_is_that_of_transformers(case, tmp_path):
+    source, end = CASES[case]
+    there = theirs(source)
     render = lambda *messages: there.apply_chat_template(
         [{"role": role, "content": text} for role, text in messages],
         tokenize=False,
@@ -89,6 +94,25 @@ def test_the_transcript_is_that_of_transformers(case, tmp_path):
     answer = ("B" if case in ("system", "extensions") else " B") + end  # as a model writes it
     whole = render(("user", LINES[0]), ("assistant", "B"), ("user", LINES[1]))
     assert first + answer + ours.turn(LINES[1], first=False) == whole
+
+
+@pytest.mark.parametrize("begun", ["B and", "B and ", " B\n"])
+@pytest.mark.parametrize("case", CASES)
+def test_a_turn_to_continue_is_that_of_transformers(case, begun, tmp_path):
+    there = theirs(CASES[case][0])
+    turns = [{"role": "user", "content": "B?"}, {"role": "assistant", "content": begun}]
+    whole = there.apply_chat_template(turns, tokenize=False, continue_final_message=True)
+    ours = read(write(tmp_path / "in", CASES[case][0]), ADDED)
+    assert ours is not None and ours.render(turns, go_on=True) == whole
+    assert whole.rstrip().endswith(begun.strip())
+
+
+def test_a_template_that_omits_the_turn_to_continue():
+    source = "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}"
+    turns = [{"role": "user", "content": "b"}, {"role": "assistant", "content": "c"}]
+    ours = ChatTemplate(source, {}, (), "there")
+    with pytest.raises(DataError, match="omits the turn"):
+        ours.render(turns, go_on=True)
 
 
 def test_a_transcript_word_by_word(tmp_path):
@@ -137,7 +161,7 @@ def test_where_templates_are_found(tmp_path):
         ("{{ raise_exception('one at a time') }}", "one at a time"),
         ("{{ 1 / 0 }}", "ZeroDivisionError"),
         ("{% include '/etc/hostname' %}", "no loader"),
-        ("hello", "leaves out what the assistant said"),
+        ("hello", "omits the assistant's answers"),
     ],
 )
 def test_templates_that_cannot_be_used(source, words, tmp_path):
@@ -154,7 +178,7 @@ def test_a_line_that_a_template_refuses():
     )
     ours = ChatTemplate(source, {}, ADDED, "here")
     assert ours.turn("yes", first=True) == "yes"
-    with pytest.raises(DataError, match="cannot be used"):
+    with pytest.raises(DataError, match="template failed"):
         ours.turn("xyz", first=False)
 
 

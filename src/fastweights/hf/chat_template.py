@@ -1,12 +1,12 @@
 """The chat template of a checkpoint: a Jinja program that came with the weights.
 
-It is a program of somebody else's, so it runs in Jinja's sandbox, which gives it no attribute of
-Python's and lets it change no object, as in transformers.
+The program is untrusted. As in transformers, it runs in Jinja's sandbox: it reaches no private
+attribute of Python and changes no object.
 """
 
 import datetime
 import json
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,73 +15,97 @@ from fastweights.hf.config import read_json
 from fastweights.hf.files import refuse_link_out
 
 FILE, SETTINGS = "chat_template.jinja", "tokenizer_config.json"
-#: stands for an answer, to find what a template puts behind one
-ANSWER = "@@answer@@"
+#: stands for an answer or the end of one, to find it in the text that a template writes
+MARK = "@@answer@@"
 
 
 class ChatTemplate:
-    """Text around a line, as a checkpoint's own template writes it.
+    """The text of a conversation, as the checkpoint's own template writes it.
 
-    A conversation is read further and never again from its start. So the template is asked for one
-    turn at a time, each behind one earlier turn.
+    `render` writes a whole conversation. A chat keeps its state and reads each new line once, so
+    `turn` writes the text of one line: the template renders it after one earlier turn, and the
+    earlier turn is cut off.
 
     Args:
         source: the template.
-        special: texts of special tokens by their names, such as `bos_token`.
-        added: texts of the tokenizer's special tokens.
+        special: special tokens by name, such as {"bos_token": "<s>"}.
+        added: special tokens of the tokenizer.
         where: the file of the template, for errors.
 
     Attributes:
-        stops: the special token that ends an answer; () where the template has none there.
+        source: the template.
+        stops: the special token after an answer, or () if the template writes no such token.
 
     Raises:
         ConfigError: jinja2 is not installed.
-        DataError: the template cannot be compiled or rendered, or leaves the answer out.
+        DataError: the template does not compile or render, or omits the answer.
     """
 
     def __init__(
         self, source: str, special: dict[str, str], added: Container[str], where: Path | str
     ):
-        self._where, self._special = where, special
+        self.source, self._where, self._special = source, where, special
         self._template = self._compiled(source)
-        behind = self._behind("line").lstrip()
-        # the longest, where the name of one token begins with that of another
-        ends = [behind[:i] for i in range(len(behind), 0, -1) if behind[:i] in added]
+        after = self._after_answer("line").lstrip()
+        # the longest: one token's text can begin with another's
+        ends = [after[:i] for i in range(len(after), 0, -1) if after[:i] in added]
         self.stops: tuple[str, ...] = tuple(ends[:1])
 
     def turn(self, line: str, first: bool) -> str:
-        """What is read for a line.
+        """The text that the model reads for a line of the user.
 
         Args:
-            line: what the user says.
-            first: whether the text begins with it; if not, an answer and its end are before it.
+            line: the line.
+            first: the conversation begins with it. Otherwise it follows an answer and its stop
+                token.
 
         Raises:
             DataError: the template refuses the line.
         """
         if first:
-            return self._render({"role": "user", "content": line})
-        text = self._behind(line)
+            return self.render([{"role": "user", "content": line}])
+        text = self._after_answer(line)
         return text.lstrip().removeprefix(self.stops[0]) if self.stops else text
 
-    def _behind(self, line: str) -> str:
-        """What follows an answer: its end, and the next line."""
-        text = self._render(
-            {"role": "user", "content": "line"},
-            {"role": "assistant", "content": ANSWER},
-            {"role": "user", "content": line},
+    def _after_answer(self, line: str) -> str:
+        """The text after an answer: its end, and the next line."""
+        text = self.render(
+            [
+                {"role": "user", "content": "line"},
+                {"role": "assistant", "content": MARK},
+                {"role": "user", "content": line},
+            ]
         )
-        before, found, after = text.partition(ANSWER)
+        before, found, after = text.partition(MARK)
         if not found:
-            raise self._bad("it leaves out what the assistant said")
+            raise self._bad("it omits the assistant's answers")
         return after
 
-    def _render(self, *messages: dict[str, str]) -> str:
-        given = {"messages": list(messages), "add_generation_prompt": True}
+    def render(self, messages: Sequence[dict[str, str]], *, go_on: bool = False) -> str:
+        """The text of a conversation.
+
+        Args:
+            messages: turns, each with a "role" and a "content".
+            go_on: end the text inside the last turn, which the model continues. Otherwise the text
+                ends with the opening of the assistant's next turn.
+
+        Raises:
+            DataError: the template refuses the conversation, or omits the turn to continue.
+        """
+        if go_on:  # a mark after the last turn, with a space that a template may trim
+            last = messages[-1]
+            messages = [*messages[:-1], last | {"content": f"{last['content']}{MARK} "}]
+        given = {"messages": list(messages), "add_generation_prompt": not go_on}
         try:
-            return self._template.render(**self._special, **given, tools=None, documents=None)
-        except Exception as error:  # whatever a program may raise
+            text = self._template.render(**self._special, **given, tools=None, documents=None)
+        except Exception as error:  # a template can raise Jinja's errors and any of Python's
             raise self._bad(f"{type(error).__name__}: {error}") from error
+        if not go_on:
+            return text
+        before, found, after = text.rpartition(MARK)
+        if not found:
+            raise self._bad("it omits the turn to continue")
+        return before if after.startswith(" ") else before.rstrip()
 
     def _compiled(self, source: str) -> Any:
         try:
@@ -96,7 +120,7 @@ class ChatTemplate:
             ) from error
 
         class Generation(Extension):
-            """`{% generation %}` marks what a model is trained on, and changes no text."""
+            """`{% generation %}` marks tokens with a loss in training; the text is the same."""
 
             tags = {"generation"}
 
@@ -124,24 +148,24 @@ class ChatTemplate:
 
     def _bad(self, cause: str) -> DataError:
         return DataError(
-            "the model's chat template cannot be used",
+            "the model's chat template failed",
             where=self._where,
             cause=cause[:300],
-            next="--template '{}' reads a line as it is; a template of yours has {} for the line",
+            next="--template '{}' reads a line unchanged; in your own template {} is the line",
         )
 
 
 def read(folder: Path, added: Container[str]) -> ChatTemplate | None:
-    """The chat template in a tokenizer's directory, None where there is none.
+    """The chat template in a tokenizer's directory, or None without one.
 
     Args:
         folder: holds chat_template.jinja, or a tokenizer_config.json with one in it.
-        added: texts of the tokenizer's special tokens.
+        added: special tokens of the tokenizer.
 
     Raises:
         ConfigError: tokenizer_config.json is no JSON object, or jinja2 is not installed.
         CheckpointError: a file is a link out of the directory.
-        DataError: the template cannot be used.
+        DataError: the template does not compile or render.
     """
     raw: dict[str, Any] = {}
     if (folder / SETTINGS).exists():

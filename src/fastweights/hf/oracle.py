@@ -11,17 +11,17 @@ from fastweights.errors import ConfigError, install_extra
 
 
 class Read(NamedTuple):
-    """What a model makes of tokens `[B, T]`."""
+    """Outputs of a model for tokens `[B, T]`."""
 
     logits: np.ndarray  # [B, T, vocab]
     layers: list[np.ndarray]  # [B, T, D] after every layer, the last after the final norm
 
 
 def read(folder: Path, tokens: np.ndarray) -> tuple[Read, Read]:
-    """The tokens read by transformers in float32, and in float64.
+    """Outputs of transformers in float32 and in float64.
 
-    The weights stay in float32. In the float64 pass each of them is widened where it is used, so
-    that no more than one is in memory in float64.
+    The weights are float32. The float64 pass converts one module at a time and back, so at most one
+    module is in memory in float64.
 
     Args:
         folder: a directory in Hugging Face layout.
@@ -61,11 +61,11 @@ def read(folder: Path, tokens: np.ndarray) -> tuple[Read, Read]:
 
 @contextlib.contextmanager
 def _widened(model: Any) -> Iterator[None]:
-    """Everything that a model computes is float64 in here.
+    """In this context the model computes in float64.
 
-    Its norms, softmax and rotary embedding ask for float32 by name, whatever the model's dtype: the
-    mode answers them with float64. Parameters are exempt; the hooks widen these, one module at a
-    time.
+    The norms, the softmax and the rotary embedding of transformers cast to float32 by name. The
+    mode replaces these casts with casts to float64, except of parameters, which the hooks convert
+    one module at a time.
     """
     import torch  # pyright: ignore[reportMissingImports]
     from torch.overrides import TorchFunctionMode  # pyright: ignore[reportMissingImports]

@@ -1,4 +1,4 @@
-"""How a line typed in a chat is put to a model."""
+"""Chat templates: the text that a model reads for a line of the user."""
 
 import dataclasses
 from collections.abc import Container
@@ -8,34 +8,35 @@ from fastweights.errors import ConfigError
 
 
 class Template(Protocol):
-    """Text around a line."""
+    """A chat template."""
 
     @property
     def stops(self) -> tuple[str, ...]:
-        """Special tokens that end an answer, the one of a turn first."""
+        """Special tokens that end an answer, first the one that a turn ends with."""
         ...
 
     def turn(self, line: str, first: bool) -> str:
-        """What is read for a line.
+        """The text that the model reads for a line of the user.
 
         Args:
-            line: what the user says.
-            first: whether the text begins with it; if not, an answer and a stop token are before.
+            line: the line.
+            first: the conversation begins with it. Otherwise it follows an answer and its stop
+                token.
         """
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Lines:
-    """Text around a line, `{}`.
+    """A chat template of two texts, in which `{}` is the line.
 
     Attributes:
-        first: around the first line.
-        line: around each after it.
+        first: text of the first line.
+        line: text of every later line.
         stops: see `Template`.
 
     Raises:
-        ConfigError: a text has no place for the line.
+        ConfigError: a text has no `{}`.
     """
 
     first: str
@@ -48,7 +49,7 @@ class Lines:
                 raise ConfigError(f"template {text!r} has no {{}} for the line", where="template")
 
     def turn(self, line: str, first: bool) -> str:
-        """What is read for a line; see `Template`."""
+        """See `Template.turn`."""
         return (self.first if first else self.line).replace("{}", line)
 
 
@@ -63,10 +64,10 @@ PLAIN = Lines("{}\n", "{}\n")
 
 
 def choose(added: Container[str]) -> Lines:
-    """ChatML, Llama 3's, or plain lines for a tokenizer that has the tokens of neither.
+    """ChatML or Llama 3's template, by the special tokens; plain lines for other tokenizers.
 
     Args:
-        added: texts of the tokenizer's special tokens.
+        added: special tokens of the tokenizer.
     """
     if "<|im_start|>" in added and "<|im_end|>" in added:
         return CHATML

@@ -1,11 +1,11 @@
 """In-Place Test-Time Training (Feng et al. 2026, arXiv 2604.06169) as a layer.
 
-An MLP whose down projection learns while it reads: the fast weights are `down` itself, so a trained
-model keeps its shape, and with the convolution at its start, 0, it writes zeros: its outputs stay.
-What the layer writes for a token is the target V = conv(T) proj, a mixture of what T, the layer's
-own input or the token embeddings, is around that token: in the centred window two tokens back to
-two tokens on. The convolution does not look out of its chunk, and what a chunk writes is read by
-later chunks only, so no output depends on a later token.
+The fast weights are the down projection of a gated MLP. They are written once a chunk, so a
+trained model keeps its parameters and their shapes. The value of a write is V = conv(T) proj. T is
+the layer's input or the token embeddings; conv mixes the tokens around each token, two back to two
+on in the centred window. The convolution starts at 0: then V is 0, no write changes the weights,
+and the outputs are those of the plain MLP. The convolution stays inside its chunk and a chunk's
+write is read by later chunks only, so no output depends on a later token.
 """
 
 import functools
@@ -38,19 +38,19 @@ KERNEL = 5
 
 
 class InPlaceMLP(MLP):
-    """A gated MLP whose down projection learns from what it reads, chunk by chunk.
+    """A gated MLP with fast weights: its down projection is written after every chunk.
 
     Args:
         hidden: size D of the input and output.
         intermediate: size F between.
-        ttt: what is learned and how.
+        ttt: options of the writes and reads.
         initializer_range: standard deviation of every weight's start.
         dtype: of the computation; fast weights are float32 in any case.
         param_dtype: of the weights.
         rngs: flax's source of random keys.
 
     Raises:
-        ConfigError: the window has no such name, or a learned decay does not start between 0 and 1.
+        ConfigError: no window has this name, or a learned decay starts outside of (0, 1).
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class InPlaceMLP(MLP):
 
     @property
     def slow(self) -> Array:
-        """W0 `[D, F]`, what the fast weights of a document start from."""
+        """W0 `[D, F]`, the fast weights at the start of a document."""
         return self.down.kernel[...].T
 
     def targets(self, t: Array, segment_ids: Array | None = None) -> Array:
@@ -145,7 +145,7 @@ class InPlaceMLP(MLP):
         return effective(self.scales, self.slow, weights)
 
     def apply(self, weights: Array, z: Array) -> Array:
-        """What tokens read from the matrix `effective`: `[D, F]`, `[C, F] -> [C, D]`."""
+        """The read of a chunk from the matrix of `effective`: `[D, F]`, `[C, F] -> [C, D]`."""
         return read(weights, z)
 
     def update(self, weights: Array, z: Array, v: Array) -> Array:

@@ -8,20 +8,21 @@ Window = Literal["centred", "forward", "reconstruction"]
 
 @dataclasses.dataclass(frozen=True)
 class InPlaceTTT:
-    """What the layers that learn in place do.
+    """Options of in-place layers.
 
     Attributes:
-        layers: which layers of a model do; those it does not have are ignored, as in the released
-            code.
+        layers: indices of the in-place layers; an index beyond the last layer is ignored, as in
+            the released code.
         chunk: C, tokens per write.
-        lr: η, how strongly a token is written. A write is a sum over the chunk: a larger chunk, or
-            larger activities, want a smaller η. The paper does not say; the released configs have 3
-            at C = 4096.
-        target: T, what V is made of. The paper and training from scratch: "input_embed"; the
-            released code's default, for continual training: "hidden_states", the layer's own input.
+        lr: η, the inner learning rate. A write is a sum over the chunk: a larger chunk, or larger
+            activations, need a smaller η. The paper gives no value; the released configs have 3 at
+            C = 4096.
+        target: T, the input of the convolution. "input_embed" is the paper's, for training from
+            scratch; "hidden_states", the layer's own input, is the released code's default, for
+            continual training.
         proj: V is multiplied by a trained [D, D] matrix.
-        conv: V is a trained mixture of the tokens around. Without it V is made of the token itself:
-            the step to the next token is gone, and so is the start that changes nothing.
+        conv: V is a trained mixture of the tokens around. Without it V is the token's own T (proj):
+            it carries no next token, and the first writes already change the outputs.
         window: "centred" uses all five taps, as released; "forward" the token and the two after it;
             "reconstruction" only the token itself.
         clip: τ, the largest Frobenius norm of one write; None, as released, for no limit.

@@ -1,4 +1,4 @@
-"""The state of an in-place layer: read, remember, and write a chunk when it is complete.
+"""The state of an in-place layer in inference: read, store, and write each complete chunk.
 
 A write happens at multiples of the chunk size, counted from the start of each row's own sequence,
 in pieces of any size: so the fast weights are those of one forward pass over the whole sequence.

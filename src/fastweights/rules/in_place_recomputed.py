@@ -1,8 +1,9 @@
-"""In-Place TTT where the gradient needs every chunk's matrix and none can be walked back.
+"""In-Place TTT with options that need the matrix of every chunk in the backward pass.
 
-This is a read with cap or row norm in a row of several documents or with a decay, and a learned
-decay. The backward pass is autodiff's. Of n chunks, the forward pass keeps about √n matrices, and
-the backward pass computes the √n between two of them again: memory grows with √n.
+These are a learned decay, and a cap or row norm together with a decay or with several documents in
+a row: subtracting writes does not recover the matrices. The backward pass is autodiff's. The
+forward pass keeps about √n matrices of n chunks, and the backward pass recomputes the √n matrices
+between two of them: memory grows with √n.
 """
 
 import functools

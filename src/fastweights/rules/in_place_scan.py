@@ -1,10 +1,10 @@
 """In-Place TTT over a whole sequence: a scan over chunks that carries one matrix.
 
-What a chunk writes does not depend on the fast weights, so the backward pass can walk them back: it
-subtracts what each chunk wrote. With G the gradient to the weights after chunk i, and dY to what
-the chunk read, it goes from the last chunk to the first:
+The write of a chunk does not depend on the fast weights. So the backward pass recomputes each write
+and subtracts it, from the last chunk to the first. With G the gradient to the weights after a
+chunk, and dY to the outputs of the chunk:
 
-    W   <- W - η Vᵀ Z              what this chunk read
+    W   <- W - η Vᵀ Z              the weights that this chunk read
     dZ   = dY W + η V G            dV = η Z Gᵀ
     G   <- G + dYᵀ Z               at the first chunk: the gradient to the weights at the start
 

@@ -2,13 +2,13 @@
 
 The write is `commit`. `written_and_back` is its pullback, for the backward passes of the scans.
 
-With the options of a read, tokens do not read W itself. D = W - W0 is the sum of the writes:
+A read takes W, or with an option another matrix; D = W - W0 is the sum of the writes:
 
     cap r       W0 + D min(1, r ‖W0‖ / ‖D‖)     Frobenius norms
     row norm    row i of W, scaled to the norm of row i of W0
 
-Both act on a read alone, so the state stays a sum and the writes stay independent of it. The row
-norm is that of TTT-NTP (arXiv 2606.21803), the cap is ours.
+Both change the read only: the state is still a sum, and the writes do not depend on it. The row
+norm is from TTT-NTP (arXiv 2606.21803), the cap is ours.
 """
 
 import functools
@@ -147,7 +147,7 @@ def write_limit(
     after_lr: bool = True,
     total: Total = jnp.sum,
 ) -> Array | None:
-    """What `tau` means as a limit on the norm of η Σ v zᵀ: `[] float32`; None if it is None.
+    """The limit on the norm of η Σ v zᵀ that `tau` sets: `[] float32`; None without `tau`.
 
     Args:
         w0: `[d, f]`, the weights a sequence starts from.
@@ -185,7 +185,7 @@ def spectral_norm(matrix: Array, total: Total = jnp.sum) -> Array:
 
 
 def shaped(plan: Plan, delta: Array, scales: Scales) -> Array:
-    """What a chunk writes, from η Σ v zᵀ: divided by a spectral norm, then clipped: `[d, f]`."""
+    """The write of a chunk from η Σ v zᵀ: divided by its spectral norm, then clipped: `[d, f]`."""
     if plan.spectral:
         norm = spectral_norm(delta, plan.total)
         delta = delta * (abs(plan.lr) / jnp.where(norm > 0, norm, 1))

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -18,7 +17,7 @@ from fastweights.models.decoder_config import problems as decoder_problems
 from fastweights.tasks.base import Data
 from fastweights.tasks.language_data import Document, split_documents
 from fastweights.tasks.packing import pack, whole_rows
-from fastweights.tasks.text_tokens import Tokenizer, load_tokenizer
+from fastweights.tasks.text_tokens import Tokenizer, load_tokenizer, tokenizer_faults
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,13 +67,7 @@ class Language:
             found.append(f"task.holdout is {self.holdout}; it must be between 0 and 1")
         if self.block < 1:
             found.append(f"task.block is {self.block}; it must be at least 1")
-        there = self.tokenizer == "bytes" or Path(self.tokenizer).expanduser().exists()
-        if there and model.vocab < self.tokens.vocab:
-            found.append(
-                f"model.vocab is {model.vocab}; the tokenizer {self.tokenizer!r} needs at least "
-                f"{self.tokens.vocab}"
-            )
-        return found
+        return found + tokenizer_faults(self.tokenizer, self.separator, model.vocab)
 
     @property
     def tokens(self) -> Tokenizer:

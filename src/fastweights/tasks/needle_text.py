@@ -1,7 +1,6 @@
 """Needles in a haystack as a training task: a question and its answer a row, see `needles`."""
 
 import dataclasses
-from pathlib import Path
 from typing import Any, ClassVar
 
 import jax
@@ -29,7 +28,7 @@ from fastweights.tasks.needles import (
     fitted,
     rows,
 )
-from fastweights.tasks.text_tokens import Tokenizer, load_tokenizer
+from fastweights.tasks.text_tokens import Tokenizer, load_tokenizer, tokenizer_faults
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,13 +85,7 @@ class NeedleText:
                 f"task.length is {self.length}; it must be from 2 to model.max_length, "
                 f"{model.max_length}"
             )
-        there = self.tokenizer == "bytes" or Path(self.tokenizer).expanduser().exists()
-        if there and model.vocab < self.tokens.vocab:
-            found.append(
-                f"model.vocab is {model.vocab}; the tokenizer {self.tokenizer!r} needs at least "
-                f"{self.tokens.vocab}"
-            )
-        return found
+        return found + tokenizer_faults(self.tokenizer, self.separator, model.vocab)
 
     @property
     def tokens(self) -> Tokenizer:

@@ -129,3 +129,19 @@ def load_tokenizer(name: str, separator: str | None = None) -> Tokenizer:
     Bytes have a separator of their own, whatever `separator` is.
     """
     return Bytes() if name == "bytes" else TokenizerFile(name, separator)
+
+
+def tokenizer_faults(name: str, separator: str | None, vocab: int) -> list[str]:
+    """The fault of a model whose vocabulary is smaller than the tokenizer's, if the file exists.
+
+    Args:
+        name: as in `load_tokenizer`.
+        separator: as in `load_tokenizer`.
+        vocab: rows of the model's embedding.
+    """
+    if name != "bytes" and not Path(name).expanduser().exists():
+        return []
+    needed = load_tokenizer(name, separator).vocab
+    if vocab >= needed:
+        return []
+    return [f"model.vocab is {vocab}; the tokenizer {name!r} needs at least {needed}"]
