@@ -69,21 +69,23 @@ def test_documents_do_not_see_each_other(window, seed):
     assert_close(found, reference(q, k, v, window, ids))
 
 
-@pytest.mark.parametrize(("length", "window"), [(23, 3), (16, 4), (9, 4), (31, 5)])
+@pytest.mark.parametrize("window", [None, 1, 3, 4, 5, 9, 30])
+@pytest.mark.parametrize(("length", "block"), [(23, 4), (16, 4), (9, 4), (31, 7), (5, 8)])
 @pytest.mark.parametrize("packed", [False, True])
-def test_blocks_near_the_diagonal_are_enough(length, window, packed, monkeypatch):
-    """The form in blocks, on outputs and gradients; blocks of 4 to have several."""
-    monkeypatch.setattr(attention, "MIN_BLOCK", 4)
+def test_blocks_of_queries_are_equal(length, block, window, packed):
+    """Outputs and gradients of the form in blocks."""
     q, k, v = draw(length, 2, length, 4, 2, 6)
     ids = random_ids(length, 2, length) if packed else None
     narrow = [jnp.asarray(x, jnp.float32) for x in (q, k, v)]
     there = None if ids is None else jnp.asarray(ids)
-    blocks = lambda q, k, v: attend_in_blocks(q, k, v, window, there)
+    blocks = lambda q, k, v: attend_in_blocks(q, k, v, there, window=window, block=block)
     assert_close(blocks(*narrow), reference(q, k, v, window, ids), what="output")
 
     def dense(q, k, v):
         at = jnp.arange(length)
-        mask = (at[:, None] >= at[None]) & (at[:, None] - at[None] < window)
+        mask = at[:, None] >= at[None]
+        if window is not None:
+            mask = mask & (at[:, None] - at[None] < window)
         mask = jnp.broadcast_to(mask[None], (2, length, length))
         if there is not None:
             mask = mask & (there[:, :, None] == there[:, None, :])
@@ -98,18 +100,33 @@ def test_blocks_near_the_diagonal_are_enough(length, window, packed, monkeypatch
         assert_close(a, b, what=name)
 
 
-def test_a_window_makes_no_square_of_scores():
-    """Memory of forward and backward grows with T * window; that of full attention with T²."""
+@pytest.mark.parametrize("window", [None, 70, 64, 200])
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_long_row_is_read_in_blocks(window, packed):
+    """`attend` itself, with the block of a CPU: rows beyond two blocks, and not a whole number."""
+    q, k, v = draw(3, 2, 150, 2, 1, 4)
+    ids = random_ids(3, 2, 150) if packed else None
+    narrow = [jnp.asarray(x, jnp.float32) for x in (q, k, v)]
+    there = None if ids is None else jnp.asarray(ids)
+    found = attend(*narrow, window=window, segment_ids=there)
+    assert_close(found, reference(q, k, v, window, ids))
 
-    def temporary(length, window):
+
+@pytest.mark.parametrize("window", [None, 64])
+@pytest.mark.parametrize("packed", [False, True])
+def test_no_square_of_scores(window, packed):
+    """Memory of forward and backward grows with T."""
+
+    def temporary(length):
         shapes = [jax.ShapeDtypeStruct((1, length, n, 8), jnp.float32) for n in (4, 2, 2)]
-        loss = lambda *x: jnp.sum(attend(*x, window=window))
+        ids = jnp.ones((1, length), jnp.int32) if packed else None
+        loss = lambda *x: jnp.sum(attend(*x, window=window, segment_ids=ids))
         used = jax.jit(jax.grad(loss, (0, 1, 2))).lower(*shapes).compile().memory_analysis()
         assert used is not None
         return used.temp_size_in_bytes
 
-    assert temporary(4096, 64) < 2.2 * temporary(2048, 64)
-    assert temporary(4096, 64) < temporary(4096, None) / 8
+    assert temporary(4096) < 2.2 * temporary(2048)
+    assert temporary(4096) < 4 * 4096**2  # bytes of the scores of one head
 
 
 def test_softmax_is_float32_in_bfloat16():

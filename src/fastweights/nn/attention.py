@@ -2,8 +2,8 @@
 
 `attend` picks the form. cuDNN's fused kernel is asked for by name, since `jax.nn` never picks it by
 itself, and gets `is_causal` and a window, never a dense mask. XLA's own form makes the scores
-`[B, N, T, T]` in float32; where a window is much shorter than the row they are made in blocks, and
-only near the diagonal.
+`[B, N, T, T]` in float32. On a CPU, and with a window much shorter than the row everywhere, the
+scores of one block of queries exist at a time.
 """
 
 import functools
@@ -23,8 +23,8 @@ from fastweights.nn.parts import RMSNorm, linear
 from fastweights.nn.rope import Rope, rotate
 
 Kernel = Literal["auto", "xla", "cudnn"]
-#: fewest tokens in a block of windowed attention: below it the products are too small to be fast
-MIN_BLOCK = 64
+#: queries of a block on a CPU, whose caches hold the scores, and the fewest on an accelerator
+CPU_BLOCK, BLOCK = 64, 512
 
 
 class Cache(NamedTuple):
@@ -194,8 +194,19 @@ def attend(
         return jax.nn.dot_product_attention(
             q, k, v, is_causal=True, local_window_size=sight, implementation="cudnn"
         )
-    if window is not None and length > 2 * max(window, MIN_BLOCK):
-        return attend_in_blocks(q, k, v, window, segment_ids)
+    at_once = functools.partial(attend_at_once, window=window)
+    if length <= 2 * CPU_BLOCK:
+        return at_once(q, k, v, segment_ids)
+    in_blocks = lambda size: functools.partial(attend_in_blocks, window=window, block=size)
+    size = max(window or length, BLOCK)
+    elsewhere = in_blocks(size) if length > 2 * size else at_once
+    return lax.platform_dependent(q, k, v, segment_ids, cpu=in_blocks(CPU_BLOCK), default=elsewhere)
+
+
+def attend_at_once(
+    q: Array, k: Array, v: Array, segment_ids: Array | None, *, window: int | None
+) -> Array:
+    """`attend` with all scores at once; arguments and result are those of `attend`."""
     mask = None
     if segment_ids is not None:
         mask = (segment_ids[:, :, None] == segment_ids[:, None, :])[:, None]
@@ -216,42 +227,51 @@ def cudnn_can(q: Array) -> bool:
 
 
 def attend_in_blocks(
-    q: Array, k: Array, v: Array, window: int, segment_ids: Array | None = None
+    q: Array,
+    k: Array,
+    v: Array,
+    segment_ids: Array | None,
+    *,
+    window: int | None,
+    block: int,
 ) -> Array:
-    """`attend` within a window, in blocks of at least `window` tokens.
+    """`attend` for one block of queries after another, so memory grows with T.
 
-    A block's queries see keys of it and of the block before only, so the scores are
-    `[B, N, T, 2 block]`. Arguments and result are those of `attend`.
+    The scores of a block, `[B, N, block, S]`, are computed again in the backward pass. S is T, or
+    with a window the block and the whole blocks that hold the `window - 1` tokens before it.
+    Arguments and result are those of `attend`.
     """
-    length, block = q.shape[1], max(window, MIN_BLOCK)
+    length = q.shape[1]
     count = -(-length // block)
+    before = 0 if window is None else -(-(window - 1) // block) * block
+    room = count * block if window is None else before + block
 
-    def cut(x: Array) -> Array:
-        """`[B, T, ...] -> [B, count, block, ...]`, filled up at the end, which no query sees."""
-        fill = [(0, 0), (0, count * block - length)] + [(0, 0)] * (x.ndim - 2)
-        return jnp.pad(x, fill).reshape(x.shape[0], count, block, *x.shape[2:])
+    def fill(x: Array, front: int = 0) -> Array:
+        """`[B, T, ...]` with tokens that no query sees at its ends."""
+        return jnp.pad(x, [(0, 0), (front, count * block - length)] + [(0, 0)] * (x.ndim - 2))
 
-    def with_previous(x: Array) -> Array:
-        """`[B, count, block, ...]` to `[B, count, 2 block, ...]`, the block before in front."""
-        before = jnp.pad(x[:, :-1], [(0, 0), (1, 0)] + [(0, 0)] * (x.ndim - 2))
-        return jnp.concatenate([before, x], 2)
+    k, v = fill(k, before), fill(v, before)
+    ids = None if segment_ids is None else fill(segment_ids, before)
 
-    ago = jnp.arange(block)[:, None] - jnp.arange(-block, block)[None, :]
-    near = (ago >= 0) & (ago < window)  # [block, 2 block]
-    there = (jnp.arange(count) > 0)[:, None] | (jnp.arange(2 * block) >= block)[None, :]
-    mask = near[None] & there[:, None]  # [count, block, 2 block]
-    mask = mask[None, :, None]
-    if segment_ids is not None:
-        own = cut(segment_ids)
-        same = own[:, :, :, None] == with_previous(own)[:, :, None, :]
-        mask = mask & same[:, :, None]
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def one(k: Array, v: Array, ids: Array | None, start: Array, q: Array) -> Array:
+        first = jnp.zeros_like(start) if window is None else start  # of the keys, in k
+        cut = lambda x: lax.dynamic_slice_in_dim(x, first, room, 1)
+        query, key = start + jnp.arange(block), first - before + jnp.arange(room)
+        ago = query[:, None] - key[None, :]
+        seen = (ago >= 0) & (key >= 0)[None, :]
+        seen = (seen if window is None else seen & (ago < window))[None]
+        if ids is not None:
+            own = lax.dynamic_slice_in_dim(ids, start + before, block, 1)
+            seen = seen & (own[:, :, None] == cut(ids)[:, None, :])
+        return jax.nn.dot_product_attention(
+            q, cut(k), cut(v), mask=seen[:, None], implementation="xla"
+        )
 
-    def one(q: Array, k: Array, v: Array, mask: Array) -> Array:
-        return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="xla")
-
-    blocks = (cut(q), with_previous(cut(k)), with_previous(cut(v)), mask)
-    mixed = jax.vmap(one, in_axes=1, out_axes=1)(*blocks)
-    return mixed.reshape(q.shape[0], count * block, *q.shape[2:])[:, :length]
+    q = jnp.moveaxis(fill(q).reshape(q.shape[0], count, block, *q.shape[2:]), 1, 0)
+    starts = block * jnp.arange(count)
+    _, y = lax.scan(lambda _, x: (None, one(k, v, ids, *x)), None, (starts, q))
+    return jnp.moveaxis(y, 0, 1).reshape(y.shape[1], -1, *y.shape[3:])[:, :length]
 
 
 def attend_cached(q: Array, k: Array, v: Array, positions: Array, window: int | None) -> Array:
