@@ -213,6 +213,7 @@ class InPlaceMLP(MLP):
             return jax.lax.cond(due, one, lambda w: w, weights)
 
         fast: Fast = state.one()
+        fast = fast._replace(z=fast.z.astype(self.dtype), target=fast.target.astype(self.dtype))
         if at_once:
             written = jax.vmap(self.update)(fast.weights, fast.z, self.targets(fast.target))
             weights = jnp.where(due[:, None, None], written, fast.weights)
