@@ -254,7 +254,7 @@ def decode(
         The new tokens, and the state that has read all of them, stop tokens included.
 
     Raises:
-        ConfigError: too little room in the state, or as `generate`.
+        ConfigError: too little room in the state, a state of another model, or as `generate`.
     """
     numbers, how, size = _plan(model, max_new_tokens, temperature, top_k, top_p, stop_tokens, key)
     before = np.asarray(state.lengths)

@@ -57,7 +57,18 @@ def empty(model: Decoder, rows: int, max_length: int) -> State:
 
 
 def laid_out(model: Decoder, state: State) -> State:
-    """A state on the mesh of the model's weights: split by rows, and as `tensor` splits layers."""
+    """A state on the mesh of the model's weights: split by rows, and as `tensor` splits layers.
+
+    Raises:
+        ConfigError: the state is of a model with its layers stacked otherwise.
+    """
+    if len(state.layers) != len(model.blocks):
+        raise ConfigError(
+            f"the state has layers in {len(state.layers)} stacks, the model in {len(model.blocks)}",
+            where="state",
+            cause="one of them is of an unstacked model and the other is not",
+            next="prefill with the model that goes on",
+        )
     on_mesh = functools.partial(split, mesh_of=model.embed.embedding[...])
 
     def placed(layer: Layer, states: Any) -> Any:

@@ -166,7 +166,7 @@ class Decoder(nnx.Module):
         """
         if not 0 <= i < self.config.layers:
             raise IndexError(f"there is no layer {i}: the model has {self.config.layers}, from 0")
-        turn, place = divmod(i, self.config.period)
+        turn, place = divmod(i, len(self.blocks))
         return jax.tree.map(lambda x: x[turn], self.blocks[place])
 
     def embedded(self, tokens: Array) -> Array:
