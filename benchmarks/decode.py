@@ -217,6 +217,8 @@ def main(options: Options) -> dict[str, Any]:
             "torch or transformers is not installed, so only ours is timed: pip install '.[bench]'"
         )
     record = harness.circumstances(PACKAGES)
+    for path, name in ((options.checkpoint, "DIR"), (options.gguf, "FILE"), (options.out, "OUT")):
+        record["command"] = record["command"].replace(str(path), name)
     record |= {"seed": options.seed, "rounds": options.rounds, "dtype": "float32", "batch": 1}
     record |= {"prompt": options.prompt, "new": options.new, "models": []}
     for config in (TOY,) if options.quick else (TINY, SMALL):

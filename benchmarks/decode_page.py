@@ -82,10 +82,10 @@ def checkpoint_tables(record: dict[str, Any]) -> list[str]:
     first = found[0]
     text = (
         f"A checkpoint of {name_of(first)} parameters, {first['rounds']} rounds, {first['steps']} "
-        f"steps after prompts of {record['prompt']} tokens; a step writes a token of every row. The "
-        "time over the floor, and in brackets milliseconds; then of one row the seconds of the first "
-        "call, compilation included, and the tokens that are those of ours, stacked, from the first "
-        "on."
+        f"steps after prompts of {record['prompt']} tokens; a step writes a token of every row. "
+        "The time over the floor, in brackets milliseconds. Then, of one row, seconds of the first "
+        "call, compilation included, and how many tokens are those of ours, stacked, from the "
+        "first on."
     )
     head = "precision", "contender", *(f"{b} row{'s' * (b > 1)}" for b in batches), "first call s"
     lines = [row(*head, "same tokens"), row(*["---"] * (len(head) + 1))]
