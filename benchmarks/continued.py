@@ -14,7 +14,6 @@ one that was stopped goes on from its checkpoint.
 """
 
 import dataclasses
-import functools
 import json
 import shutil
 import time

@@ -1,11 +1,16 @@
-"""Time of a new token of one sequence, beside transformers on the same weights and the memory.
+"""Time of a new token, beside transformers on the same weights and the memory.
 
-    python benchmarks/decode.py            four minutes; rewrites the JSON and the page
+    python benchmarks/decode.py            five minutes; rewrites the JSON and the page
     python benchmarks/decode.py --quick    a toy model; writes build/decode.json only
+    python benchmarks/decode.py --checkpoint DIR [--gguf 'FILE-{}.gguf']    half an hour
 
-Both sides keep keys and values, take the likeliest token, and run on one core: on a shared machine
-a pool of threads waits for its slowest, and PyTorch's waits longest. The floor is the time to read
-as many bytes as the weights have, once, in a product with a vector.
+With `--checkpoint`, a directory in Hugging Face layout, its model is timed too, in float32 and
+bfloat16 and in batches; the page is of SmolLM2-135M. llama.cpp is there if llama-cpp-python is
+installed and `--gguf` names its files, made by `convert_hf_to_gguf.py --outtype f32` and `bf16`.
+
+All keep keys and values, take the likeliest token, and run on one core: on a shared machine a pool
+of threads waits for its slowest, and PyTorch's waits longest. The floor is the time to read as many
+bytes as the weights have, once, in a product with a vector.
 """
 
 import dataclasses
@@ -15,13 +20,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import compiled
+import decode_checkpoint
 import decode_page
 import harness
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tyro
+from decode_checkpoint import READS, floor, weights_read
 from random_decoder import random_decoder
 
 import fastweights as fw
@@ -29,7 +34,16 @@ from fastweights.models.decoder import Decoder
 from fastweights.models.decoder_config import DecoderConfig, InPlaceTTT
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("fastweights", "jax", "jaxlib", "flax", "numpy", "torch", "transformers")
+PACKAGES = (
+    "fastweights",
+    "jax",
+    "jaxlib",
+    "flax",
+    "numpy",
+    "torch",
+    "transformers",
+    "llama-cpp-python",
+)
 TINY = DecoderConfig(
     "qwen3",
     vocab=1024,
@@ -48,7 +62,6 @@ SMALL = dataclasses.replace(
 )
 TOY = dataclasses.replace(TINY, vocab=64, hidden=16, intermediate=24, layers=1, head_dim=8)
 NEAR = 1e-3  # logits that differ by less may be ranked otherwise in float32
-READS = 8  # of the floor in a row, so that starting them is not measured
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +75,11 @@ class Options:
         seed: of weights and prompt.
         prompt: tokens of the prompt.
         new: tokens to write.
-        cores: that both sides run on.
+        cores: that all sides run on.
+        checkpoint: a directory in Hugging Face layout; without it no checkpoint is timed.
+        gguf: its weights for llama.cpp, a path with {} where "f32" or "bf16" stands.
+        steps: tokens a row to write with the checkpoint, after the prompt.
+        checkpoint_rounds: rounds of the checkpoint's contenders.
     """
 
     quick: bool = False
@@ -72,6 +89,10 @@ class Options:
     prompt: int = 64
     new: int = 128
     cores: int = 1
+    checkpoint: Path | None = None
+    gguf: str | None = None
+    steps: int = 16
+    checkpoint_rounds: int = 3
 
 
 class Theirs:
@@ -128,26 +149,15 @@ def agreement(ours: np.ndarray, theirs: np.ndarray, prompt: np.ndarray, peer: Th
     return same, gap
 
 
-def weights_read(model: Decoder) -> int:
-    """Bytes of weights that a token reads: all, but of an embedding that is no head one row."""
-    size = lambda tree: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
-    return size(model) - (0 if model.head is None else size(model.embed))
-
-
-def floor(size: int, seed: int) -> harness.Contender:
-    """Read `size` bytes, `READS` times: a product with a vector."""
-    rows = max(1, size // 4096)
-    matrix = jax.random.normal(jax.random.key(seed), (rows, 1024))
-    return compiled.contender(jnp.dot, matrix, jnp.ones(1024), calls=READS)
-
-
 def measure(config: DecoderConfig, options: Options, with_torch: bool) -> dict[str, Any]:
     """One model: milliseconds a token of every contender, and their ratios."""
-    model, new = random_decoder(config, options.seed), options.new
+    stacked, new = random_decoder(config, options.seed), options.new
     # every fourth of the layers learns, and writes when prompt and answer fill a chunk
     ttt = InPlaceTTT(layers=tuple(range(0, config.layers, 4)), chunk=options.prompt)
     learner = random_decoder(dataclasses.replace(config, ttt=ttt), options.seed)
     prompt = np.random.default_rng(options.seed).integers(0, config.vocab, (1, options.prompt))
+    # no layer is copied out of a stack at every token
+    model, learner = fw.inference.unstacked(stacked), fw.inference.unstacked(learner)
 
     def whole(model: Decoder) -> np.ndarray:
         return np.asarray(fw.inference.generate(model, prompt, max_new_tokens=new).tokens)
@@ -159,6 +169,7 @@ def measure(config: DecoderConfig, options: Options, with_torch: bool) -> dict[s
 
     runs: dict[str, Any] = {
         "ours": lambda: whole(model),
+        "ours, stacked": lambda: whole(stacked),
         "ours, in place": lambda: whole(learner),
         "ours, decode alone": alone(model),
         "ours, in place, decode alone": alone(learner),
@@ -166,7 +177,7 @@ def measure(config: DecoderConfig, options: Options, with_torch: bool) -> dict[s
     }
     tokens, same, gap = whole(model), None, None
     if with_torch:
-        peer = Theirs(model)
+        peer = Theirs(stacked)
         same, gap = agreement(tokens, peer.generate(prompt, new), prompt, peer)
         runs["transformers"] = lambda: peer.generate(prompt, new)
     seconds = harness.interleave(runs, options.rounds, 1)
@@ -175,6 +186,7 @@ def measure(config: DecoderConfig, options: Options, with_torch: bool) -> dict[s
     pairs = {
         "transformers / ours": ("transformers", "ours"),
         "transformers / ours, in place": ("transformers", "ours, in place"),
+        "stacked / unstacked": ("ours, stacked", "ours"),
         "in place / plain": ("ours, in place, decode alone", "ours, decode alone"),
         "decode alone / floor": ("ours, decode alone", "read the weights"),
         "in place, decode alone / floor": ("ours, in place, decode alone", "read the weights"),
@@ -205,11 +217,23 @@ def main(options: Options) -> dict[str, Any]:
             "torch or transformers is not installed, so only ours is timed: pip install '.[bench]'"
         )
     record = harness.circumstances(PACKAGES)
+    for path, name in ((options.checkpoint, "DIR"), (options.gguf, "FILE"), (options.out, "OUT")):
+        record["command"] = record["command"].replace(str(path), name)
     record |= {"seed": options.seed, "rounds": options.rounds, "dtype": "float32", "batch": 1}
     record |= {"prompt": options.prompt, "new": options.new, "models": []}
     for config in (TOY,) if options.quick else (TINY, SMALL):
         record["models"].append(measure(config, options, with_torch))
         print(record["models"][-1]["ratios"], flush=True)
+    if options.checkpoint is None:
+        print("no checkpoint is timed: --checkpoint DIR")
+    elif not (options.checkpoint / "config.json").is_file():
+        print(f"{options.checkpoint} is no checkpoint and is left out")
+    else:
+        gguf = options.gguf if importlib.util.find_spec("llama_cpp") else None
+        record["checkpoint"] = [
+            decode_checkpoint.measure(options.checkpoint, gguf, precision, options)
+            for precision in decode_checkpoint.PRECISIONS
+        ]
     folder = ROOT / ("build" if options.quick else "benchmarks/results")
     harness.save(record, options.out or folder / "decode.json")
     page = decode_page.tables(record)

@@ -7,6 +7,7 @@ from rnn_page import row
 
 FASTER = 5.0  # times transformers
 FLOOR = 1.5  # times the time to read the weights
+FLOOR_CHECKPOINT = 1.15  # the same, of a checkpoint's model and one row
 
 
 def tables(record: dict[str, Any]) -> str:
@@ -18,6 +19,7 @@ def tables(record: dict[str, Any]) -> str:
             target_table(targets(record)),
             ratio_table(record),
             time_table(record),
+            *checkpoint_tables(record),
         ]
     )
 
@@ -39,6 +41,10 @@ def targets(record: dict[str, Any]) -> list[tuple[str, float, str, bool]]:
         value = ratios["decode alone / floor"]["median"]
         name = f"decode alone / floor, {name_of(model)}"
         found.append((name, value, f"≤ {FLOOR}", value <= FLOOR))
+    for found_with in record.get("checkpoint", ()):
+        value = found_with["over_floor"]["ours, unstacked, 1"]["median"]
+        name = f"a step of one row / floor, {name_of(found_with)}, {found_with['precision']}"
+        found.append((name, value, f"≤ {FLOOR_CHECKPOINT}", value <= FLOOR_CHECKPOINT))
     return found
 
 
@@ -65,3 +71,34 @@ def time_table(record: dict[str, Any]) -> str:
             cells = f"{c['median_ms']:.3g}", spread, f"{c['min_ms']:.3g}"
             lines.append(row(name_of(model), name, *cells))
     return "\n".join(lines)
+
+
+def checkpoint_tables(record: dict[str, Any]) -> list[str]:
+    """Of a checkpoint's model: a step's time over the floor, and in milliseconds, by batch."""
+    found = record.get("checkpoint", ())
+    if not found:
+        return []
+    batches = found[0]["batches"]
+    first = found[0]
+    text = (
+        f"A checkpoint of {name_of(first)} parameters, {first['rounds']} rounds, {first['steps']} "
+        f"steps after prompts of {record['prompt']} tokens; a step writes a token of every row. "
+        "The time over the floor, in brackets milliseconds. Then, of one row, seconds of the first "
+        "call, compilation included, and how many tokens are those of ours, stacked, from the "
+        "first on."
+    )
+    head = "precision", "contender", *(f"{b} row{'s' * (b > 1)}" for b in batches), "first call s"
+    lines = [row(*head, "same tokens"), row(*["---"] * (len(head) + 1))]
+    for model in found:
+        floor = model["ms_per_step"]["read the weights"]["median_ms"]
+        lines.append(row(model["precision"], "floor", *[f"1 ({floor:.1f})"] * len(batches), "", ""))
+        for name, calls in model["first_call_s"].items():
+            cells = []
+            for batch in batches:
+                over = model["over_floor"][f"{name}, {batch}"]["median"]
+                time = model["ms_per_step"][f"{name}, {batch}"]["median_ms"]
+                cells.append(f"{over:.2f} ({time:.1f})")
+            one = str(batches[0])
+            same = f"{model['same_tokens'][name][one]} of {model['steps']}"
+            lines.append(row(model["precision"], name, *cells, f"{calls[one]:.1f}", same))
+    return [text, "\n".join(lines)]

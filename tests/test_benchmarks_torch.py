@@ -1,9 +1,13 @@
 """What the benchmarks compare with in torch and transformers is right; no time is judged."""
 
+import dataclasses
 import json
+import sys
 
 import pytest
 from support import CIRCUMSTANCES
+
+import fastweights as fw
 
 REASON = "torch and transformers are not installed: pip install '.[bench]'"
 pytest.importorskip("torch", reason=REASON)
@@ -45,3 +49,22 @@ def test_decode_writes_the_same_tokens_as_transformers(script, tmp_path):
     assert {"transformers / ours", "decode alone / floor"} < set(model["ratios"])
     page = script("decode_page").tables(record)
     assert "12 of 12" in page and "transformers" in page
+
+
+def test_decode_times_a_checkpoint(script, tmp_path, monkeypatch):
+    """Rows, precisions and contenders, on a checkpoint of a toy; all write the same in float32."""
+    decode, checkpoint = script("decode"), script("decode_checkpoint")
+    monkeypatch.setattr(sys.modules["decode_checkpoint"], "BATCHES", (1, 2))
+    monkeypatch.setattr(sys.modules["decode_checkpoint"], "READS", 1)
+    toy = dataclasses.replace(decode.TOY, layers=2)
+    fw.hf.save(script("random_decoder").random_decoder(toy, 0), tmp_path / "model")
+    options = decode.Options(checkpoint_rounds=1, prompt=8, steps=4)
+    found = {p: checkpoint.measure(tmp_path / "model", None, p, options) for p in ("float32",)}
+    same = found["float32"]["same_tokens"]
+    assert same["transformers"] == same["ours, unstacked"] == {"1": 4, "2": 8}
+    assert {f"{name}, {rows}" for name in same for rows in (1, 2)} == set(
+        found["float32"]["over_floor"]
+    )
+    record = {"prompt": 8, "checkpoint": [*found.values()]}
+    text, table = script("decode_page").checkpoint_tables(record)
+    assert "4 steps" in text and "| float32 | transformers |" in table

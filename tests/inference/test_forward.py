@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fastweights.nn.attention import attend_cached
+from fastweights.nn import attention_cached
+from fastweights.nn.attention_cached import Cache, attend_cached
 from fastweights.nn.layer import put
 
 ROWS, KV, SLOTS, SIZE = 3, 2, 11, 4
@@ -15,6 +16,12 @@ def cache(seed, dtype=np.float32):
     """Keys and values of full rows."""
     keys = jax.random.split(jax.random.key(seed))
     return tuple(jax.random.normal(key, (ROWS, KV, SLOTS, SIZE), dtype) for key in keys)
+
+
+def attended(q, k, v, positions, window):
+    """`attend_cached` in the second layer of a stack of two."""
+    stack = Cache(*(jnp.stack([jnp.full_like(x, jnp.nan), x]) for x in (k, v)))
+    return attend_cached(q, stack, 1, jnp.asarray(positions), window)
 
 
 def reference(q, k, v, positions, window):
@@ -34,16 +41,18 @@ def reference(q, k, v, positions, window):
 
 @pytest.mark.parametrize("window", [None, 1, 3, 100])
 @pytest.mark.parametrize("per_group", [1, 3])
-@pytest.mark.parametrize("tokens", [1, 4])
-def test_attention_over_the_cache_is_its_sums(tokens, per_group, window):
-    """One token has products of its own, several have jax's; what is not seen yet is large."""
+@pytest.mark.parametrize(("tokens", "block"), [(1, 256), (1, 4), (1, 1), (4, 256)])
+def test_attention_over_the_cache_is_its_sums(tokens, block, per_group, window, monkeypatch):
+    """One token has products of its own, several have jax's; what is not seen yet is large.
+
+    Slots are no multiple of the blocks, so that the last block has slots of the one before.
+    """
+    monkeypatch.setattr(attention_cached, "BLOCK", block)
     k, v = cache(0)
     q = 3 * jax.random.normal(jax.random.key(1), (ROWS, tokens, KV * per_group, SIZE))
     positions = np.array([[0], [5], [SLOTS - tokens]]) + np.arange(tokens)
     unseen = np.arange(SLOTS)[None, None, :, None] > positions.max(1)[:, None, None, None]
-    found = attend_cached(
-        q, jnp.where(unseen, 1e9, k), jnp.where(unseen, 1e9, v), jnp.asarray(positions), window
-    )
+    found = attended(q, jnp.where(unseen, 1e9, k), jnp.where(unseen, 1e9, v), positions, window)
     wanted = reference(q, k, v, positions, window)
     np.testing.assert_allclose(found, wanted, rtol=2e-5, atol=2e-6)
 
@@ -52,7 +61,7 @@ def test_a_row_that_has_no_slot_left_to_see_gives_numbers():
     """A full row that has ended goes on in the batch, beyond a window of one token."""
     k, v = cache(0)
     q = jnp.ones((ROWS, 1, KV, SIZE))
-    found = attend_cached(q, k, v, jnp.full((ROWS, 1), SLOTS), 1)
+    found = attended(q, k, v, np.full((ROWS, 1), SLOTS), 1)
     assert np.isfinite(found).all()
 
 
@@ -60,11 +69,26 @@ def test_one_token_in_bfloat16_is_rounded_at_its_ends_only():
     k, v = cache(2, jnp.bfloat16)
     q = jax.random.normal(jax.random.key(3), (ROWS, 1, KV, SIZE), jnp.bfloat16)
     positions = np.full((ROWS, 1), SLOTS - 1)
-    found = attend_cached(q, k, v, jnp.asarray(positions), None)
+    found = attended(q, k, v, positions, None)
     assert found.dtype == jnp.bfloat16
     wanted = reference(q, k, v, positions, None)
     # of weights, products and result, 8 bits each
     np.testing.assert_allclose(np.asarray(found, np.float64), wanted, rtol=2**-7, atol=2**-7)
+
+
+def test_a_token_does_not_read_the_slots_after_it(monkeypatch):
+    """Their blocks, on a CPU: what they hold costs no time, and NaN is not seen."""
+    monkeypatch.setattr(attention_cached, "BLOCK", 4)
+    k, v = cache(0)
+    q = jnp.ones((ROWS, 1, KV, SIZE))
+    after = jnp.arange(SLOTS)[None, None, :, None] >= 8
+    filled = attended(
+        q, *(jnp.where(after, jnp.nan, x) for x in (k, v)), np.full((ROWS, 1), 6), None
+    )
+    assert np.isfinite(filled).all()
+    first = jnp.arange(SLOTS)[None, None, :, None] < 4
+    near = attended(q, *(jnp.where(first, jnp.nan, x) for x in (k, v)), np.full((ROWS, 1), 6), 2)
+    assert np.isfinite(near).all()
 
 
 @pytest.mark.parametrize("axis", [2, 3])

@@ -1,6 +1,9 @@
 """Generated tokens are those of running the model again on everything, for every token."""
 
+import dataclasses
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from small_decoders import (
@@ -11,6 +14,7 @@ from small_decoders import (
     greedy,
     log_softmax,
     random_tokens,
+    randomised,
 )
 from tolerances import assert_close
 
@@ -63,6 +67,20 @@ def test_pieces_streams_and_states_go_on_alike(case):
         assert_close(end.logits[row], expected)
         assert_close(last.logits[row], expected)
     jax.tree.map(np.testing.assert_array_equal, state, kept)
+
+
+@pytest.mark.parametrize("unstacked", [False, True])
+def test_a_state_in_bfloat16_stays_one(unstacked):
+    """A CPU keeps it in float32 while it writes; the text goes on as it would from the start."""
+    config = dataclasses.replace(CASES["ttt"], dtype="bfloat16", param_dtype="bfloat16")
+    model, tokens = randomised(config), random_tokens((2, 7))
+    form = fw.inference.unstacked(model) if unstacked else model
+    before = fw.inference.prefill(form, tokens)
+    out, state = fw.inference.decode(form, before, max_new_tokens=11)  # two chunks end in it
+    dtypes = lambda state: [x.dtype for x in jax.tree.leaves(state)]
+    assert dtypes(state) == dtypes(before) and jnp.bfloat16 in dtypes(state)
+    text = np.concatenate([tokens, out.tokens], 1)
+    assert_close(state.logits, forward(model, text)[:, -1], "bfloat16")
 
 
 def test_a_row_ends_with_its_first_stop_token():

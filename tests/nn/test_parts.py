@@ -1,12 +1,13 @@
-"""The depthwise convolution beside loops in float64: outputs and both gradients."""
+"""The depthwise convolution beside loops in float64, and products of inference beside sums."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from tolerances import assert_close
 
-from fastweights.nn.parts import depthwise, same_document
+from fastweights.nn.parts import depthwise, for_inference, linear, same_document, summed_in_float32
 from fastweights.nn.short_conv import short_conv
 
 
@@ -91,3 +92,28 @@ def test_rows_on_devices_add_up_their_gradient_once():
     text = slope.lower(kernel, x).compile().as_text()
     loops = [part for part in text.split("\n\n") if "all-reduce" in part]
     assert len(loops) == 1 and loops[0].lstrip().startswith("ENTRY")
+
+
+@pytest.mark.parametrize("shape", [(40,), (1, 40), (3, 40), (2, 1, 40)])
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_products_are_summed_in_float32(dtype, axis, shape):
+    """Also of one row of bfloat16, which a CPU multiplies twice."""
+    keys = jax.random.split(jax.random.key(0))
+    x = jax.random.normal(keys[0], shape, dtype)
+    kernel = jax.random.normal(keys[1], (40, 24) if axis == 0 else (24, 40), dtype)
+    wide = np.asarray(kernel, np.float64)
+    found = jax.jit(summed_in_float32, static_argnums=2)(x, kernel, axis)
+    assert found.dtype == jnp.float32
+    assert_close(found, np.asarray(x, np.float64) @ (wide if axis == 0 else wide.T))
+
+
+def test_a_layer_for_inference_rounds_its_product_once():
+    bf16 = jnp.bfloat16
+    layer = linear(40, 24, initializer_range=1.0, dtype=bf16, param_dtype=bf16, rngs=nnx.Rngs(0))
+    x = jax.random.normal(jax.random.key(1), (2, 1, 40), bf16)
+    wanted = np.asarray(x, np.float64) @ np.asarray(layer.kernel[...], np.float64)
+    found = jax.jit(lambda layer, x: for_inference(layer)(x))(layer, x)
+    assert found.dtype == bf16
+    # half a unit in the last of 8 bits, of the smallest number with that unit
+    np.testing.assert_allclose(np.asarray(found, np.float64), wanted, rtol=1.001 * 2**-8)

@@ -53,8 +53,15 @@ def save(
 
     Raises:
         CheckpointError: `path` holds something, or cannot be written.
-        ConfigError: safetensors is not installed, or arrays are spread over other processes.
+        ConfigError: safetensors is not installed, or arrays are spread over other processes, or
+            the decoder is unstacked.
     """
+    if len(model.blocks) != model.config.period:
+        raise ConfigError(
+            "an unstacked decoder is for inference and is not saved",
+            where="model",
+            next="save the model that it was made of",
+        )
     package = safetensors()
     target, source = Path(path).expanduser(), None if like is None else directory(like)
     refuse_to_overwrite(target)

@@ -9,6 +9,7 @@ from fastweights.inference.prompt import extend, prefill
 from fastweights.inference.state import State, drift, empty, fork, reset, select
 from fastweights.inference.storage import load, save
 from fastweights.inference.stream import Step, stream
+from fastweights.inference.unstacked import unstacked
 
 __all__ = [
     "Output",
@@ -26,4 +27,5 @@ __all__ = [
     "save",
     "select",
     "stream",
+    "unstacked",
 ]

@@ -24,6 +24,7 @@ from fastweights.inference.state import (
     capacity,
     commit,
     empty,
+    kept_wide,
     laid_out,
     own_rows,
 )
@@ -102,11 +103,33 @@ def run(
         method: of the sampling.
         commits: a row may complete a chunk.
     """
+
+    def go(
+        model: Decoder, state: State, most: Array, stops: Array, settings: Settings
+    ) -> tuple[State, Loop]:
+        loop = _loop(model, state, most, stops, settings, size=size, method=method, commits=commits)
+        return loop.state, loop._replace(state=None)
+
+    state = laid_out(model, own_rows(state) if commits else state)
+    state, loop = kept_wide(go, model, state, most, stops, settings)
+    return loop._replace(state=state)
+
+
+def _loop(
+    model: Decoder,
+    state: State,
+    most: Array,
+    stops: Array,
+    settings: Settings,
+    *,
+    size: int,
+    method: Method,
+    commits: bool,
+) -> Loop:
     rows = len(state.lengths)
     no, yes = jnp.zeros(rows, bool), jnp.ones(rows, bool)
     nothing = jnp.zeros(rows, jnp.int32)
     out = Output(jnp.zeros((rows, size), jnp.int32), nothing, jnp.zeros((rows, size)))
-    state = laid_out(model, own_rows(state) if commits else state)
     loop = Loop(state, jnp.zeros((), jnp.int32), nothing, no, yes, no, out)
     loop = draw(loop, stops, method, settings)
 
@@ -231,7 +254,7 @@ def decode(
         The new tokens, and the state that has read all of them, stop tokens included.
 
     Raises:
-        ConfigError: too little room in the state, or as `generate`.
+        ConfigError: too little room in the state, a state of another model, or as `generate`.
     """
     numbers, how, size = _plan(model, max_new_tokens, temperature, top_k, top_p, stop_tokens, key)
     before = np.asarray(state.lengths)

@@ -57,7 +57,18 @@ def empty(model: Decoder, rows: int, max_length: int) -> State:
 
 
 def laid_out(model: Decoder, state: State) -> State:
-    """A state on the mesh of the model's weights: split by rows, and as `tensor` splits layers."""
+    """A state on the mesh of the model's weights: split by rows, and as `tensor` splits layers.
+
+    Raises:
+        ConfigError: the state is of a model with its layers stacked otherwise.
+    """
+    if len(state.layers) != len(model.blocks):
+        raise ConfigError(
+            f"the state has layers in {len(state.layers)} stacks, the model in {len(model.blocks)}",
+            where="state",
+            cause="one of them is of an unstacked model and the other is not",
+            next="prefill with the model that goes on",
+        )
     on_mesh = functools.partial(split, mesh_of=model.embed.embedding[...])
 
     def placed(layer: Layer, states: Any) -> Any:
@@ -87,15 +98,38 @@ def advance(
     commits: bool = False,
 ) -> State:
     """The state after the first `counts[b]` tokens of each row b; see `Decoder.advance`."""
-    if commits:
-        state = own_rows(state)
-    layers, features = model.advance(
-        state.layers, tokens, state.lengths, counts, fresh=fresh, commits=commits
-    )
-    last = jnp.take_along_axis(features, jnp.maximum(counts - 1, 0)[:, None, None], 1)[:, 0]
-    logits = jnp.where((counts > 0)[:, None], model.logits(last), state.logits)
-    after = State(state.lengths + counts, logits, layers, state.room)
-    return laid_out(model, after)
+
+    def read(model: Decoder, state: State, tokens: Array, counts: Array) -> tuple[State, None]:
+        layers, features = model.advance(
+            state.layers, tokens, state.lengths, counts, fresh=fresh, commits=commits
+        )
+        last = jnp.take_along_axis(features, jnp.maximum(counts - 1, 0)[:, None, None], 1)[:, 0]
+        logits = jnp.where((counts > 0)[:, None], model.logits(last), state.logits)
+        after = State(state.lengths + counts, logits, layers, state.room)
+        return laid_out(model, after), None
+
+    return kept_wide(read, model, own_rows(state) if commits else state, tokens, counts)[0]
+
+
+def kept_wide(
+    call: Callable[..., tuple[State, Any]], model: Decoder, state: State, *arguments: Any
+) -> tuple[State, Any]:
+    """`call(model, state, *arguments)`, on a CPU with float32 in place of bfloat16 in the state.
+
+    XLA on a CPU, as of jax 0.10.2, has no bfloat16 slices: to write a token into a cache it makes
+    the whole cache float32 and bfloat16 again, at every layer. The values stay the same.
+    """
+    narrow = lambda x: x.dtype == jnp.bfloat16
+    if not any(map(narrow, jax.tree.leaves(state.layers))):
+        return call(model, state, *arguments)
+
+    def wide(model: Decoder, state: State, *arguments: Any) -> tuple[State, Any]:
+        widened = jax.tree.map(lambda x: x.astype(jnp.float32) if narrow(x) else x, state.layers)
+        after, rest = call(model, state._replace(layers=widened), *arguments)
+        back = jax.tree.map(lambda new, old: new.astype(old.dtype), after.layers, state.layers)
+        return after._replace(layers=back), rest
+
+    return jax.lax.platform_dependent(model, state, *arguments, cpu=wide, default=call)
 
 
 def commit(model: Decoder, state: State, due: Array) -> State:

@@ -25,7 +25,7 @@ from fastweights.nn.in_place import InPlaceMLP
 from fastweights.nn.layer import Layer, Reading, Stacked
 from fastweights.nn.memory import MemoryLayer
 from fastweights.nn.mesh import BATCH, sizes, split
-from fastweights.nn.parts import MLP, RMSNorm, linear
+from fastweights.nn.parts import MLP, RMSNorm, for_inference, linear, summed_in_float32
 from fastweights.nn.rope import document_positions
 
 
@@ -166,7 +166,7 @@ class Decoder(nnx.Module):
         """
         if not 0 <= i < self.config.layers:
             raise IndexError(f"there is no layer {i}: the model has {self.config.layers}, from 0")
-        turn, place = divmod(i, self.config.period)
+        turn, place = divmod(i, len(self.blocks))
         return jax.tree.map(lambda x: x[turn], self.blocks[place])
 
     def embedded(self, tokens: Array) -> Array:
@@ -185,13 +185,8 @@ class Decoder(nnx.Module):
 
     def logits(self, features: Array) -> Array:
         """Final features `[..., D]` to logits `[..., vocab]`, float32."""
-        contract = (((features.ndim - 1,), (1 if self.head is None else 0,)), ((), ()))
-        return jax.lax.dot_general(
-            features,
-            self.unembedding.astype(features.dtype),
-            contract,
-            preferred_element_type=jnp.float32,
-        )
+        kernel = self.unembedding.astype(features.dtype)
+        return summed_in_float32(features, kernel, 1 if self.head is None else 0)
 
     def features(self, tokens: Array, segment_ids: Array | None = None, stats: bool = False) -> Any:
         """The last residual stream, normed: the input of `logits`.
@@ -373,7 +368,7 @@ def _training_block(config: DecoderConfig, turns: int) -> Call:
 def _inference_block(fresh: bool) -> Call:
     """A block's call; for a token alone, to gather the weights would cost more than the token."""
     gather = whole_block if fresh else lambda block: block
-    return lambda block, x, reading, state: gather(block)(x, reading, state)
+    return lambda block, x, reading, state: for_inference(gather(block))(x, reading, state)
 
 
 def build(config: DecoderConfig, seed: int, mesh: jax.sharding.Mesh | None = None) -> Decoder:

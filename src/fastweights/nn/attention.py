@@ -7,7 +7,7 @@ scores of one block of queries exist at a time.
 """
 
 import functools
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
 from fastweights.errors import ConfigError
+from fastweights.nn.attention_cached import Cache, attend_cached
 from fastweights.nn.layer import Layer, Reading, Stacked, put
 from fastweights.nn.mesh import BATCH
 from fastweights.nn.parts import RMSNorm, linear
@@ -25,17 +26,6 @@ from fastweights.nn.rope import Rope, rotate
 Kernel = Literal["auto", "xla", "cudnn"]
 #: queries of a block on a CPU, whose caches hold the scores, and the fewest on an accelerator
 CPU_BLOCK, BLOCK = 64, 512
-
-
-class Cache(NamedTuple):
-    """Keys and values of S slots; a layer with a sliding window keeps all of them too.
-
-    Heads come before slots: a product over one head reads adjacent memory, and no token has the
-    cache transposed for it.
-    """
-
-    k: Array  # [B, K, S, h]
-    v: Array  # [B, K, S, h]
 
 
 class Attention(Layer):
@@ -149,8 +139,7 @@ class Attention(Layer):
         if reading.fresh:
             y = self.mix(q, k, v)
         else:
-            k, v = cache.k[state.turn], cache.v[state.turn]
-            y = attend_cached(q, k, v, reading.positions, self.window)
+            y = attend_cached(q, cache, state.turn, reading.positions, self.window).astype(x.dtype)
         return self.out(y), Stacked(cache, state.turn), {}
 
 
@@ -272,29 +261,3 @@ def attend_in_blocks(
     starts = block * jnp.arange(count)
     _, y = lax.scan(lambda _, x: (None, one(k, v, ids, *x)), None, (starts, q))
     return jnp.moveaxis(y, 0, 1).reshape(y.shape[1], -1, *y.shape[3:])[:, :length]
-
-
-def attend_cached(q: Array, k: Array, v: Array, positions: Array, window: int | None) -> Array:
-    """Queries `[B, T, N, h]` at `positions [B, T]` over cached keys and values `[B, K, S, h]`."""
-    ago = positions[:, :, None] - jnp.arange(k.shape[2])[None, None, :]
-    seen = (ago >= 0) if window is None else (ago >= 0) & (ago < window)
-    if q.shape[1] == 1:
-        return attend_one(q, k, v, seen)
-    k, v = (jnp.swapaxes(x, 1, 2) for x in (k, v))
-    return jax.nn.dot_product_attention(q, k, v, mask=seen[:, None], implementation="xla")
-
-
-def attend_one(q: Array, k: Array, v: Array, seen: Array) -> Array:
-    """`attend_cached` for one token a row, `seen [B, 1, S]`.
-
-    The products are written with keys and values as they lie: `jax.nn.dot_product_attention` has
-    both transposed at every token, on a CPU most of what attention costs.
-    """
-    rows, _, heads, size = q.shape
-    grouped = q.reshape(rows, k.shape[1], -1, size)  # [B, K, N/K, h]
-    each = ((0, 1), (0, 1))
-    scores = lax.dot_general(k, grouped, (((3,), (3,)), each), preferred_element_type=jnp.float32)
-    scores = jnp.swapaxes(scores, 2, 3) * size**-0.5  # [B, K, N/K, S]
-    scores = jnp.where(seen[:, None], scores, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(scores).astype(v.dtype)
-    return lax.dot_general(weights, v, (((3,), (2,)), each)).reshape(rows, 1, heads, size)

@@ -214,6 +214,7 @@ class InPlaceMLP(MLP):
             return jax.lax.cond(due, one, lambda w: w, weights)
 
         fast: Fast = state.one()
+        fast = fast._replace(z=fast.z.astype(self.dtype), target=fast.target.astype(self.dtype))
         before = fast.sum
         if at_once:
             written = jax.vmap(self.update)(before, fast.z, self.targets(fast.target))

@@ -83,7 +83,7 @@ def read_and_write(
         """Pending and new values on the grid of chunks: `[pieces, B, C, n]`."""
         line = jnp.pad(pending, [(0, 0), (0, (pieces - 1) * chunk), (0, 0)])
         line = put(line[None], 0, jnp.where(valid, place, pieces * chunk), new)[0]
-        return jnp.moveaxis(line.reshape(len(z), pieces, chunk, -1), 1, 0)
+        return jnp.moveaxis(line.reshape(len(z), pieces, chunk, -1), 1, 0).astype(new.dtype)
 
     complete = (offset + valid.sum(1)) // chunk  # [B], chunks that complete
     lined_z, lined_target = line_up(fast.z, z), line_up(fast.target, target)

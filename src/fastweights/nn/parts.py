@@ -56,6 +56,40 @@ def _of_flat_rows(x: Array, kernel: Array, _dimensions: Any, **kwargs: Any) -> A
     return product.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
+def for_inference(layer: Any) -> Any:
+    """The layer, a copy of the trace's own, with the products of `linear` as inference has them."""
+    for _, module in nnx.iter_graph(layer):
+        if isinstance(module, nnx.Linear):
+            module.dot_general = _inferred
+    return layer
+
+
+def _inferred(x: Array, kernel: Array, dimensions: Any, **kwargs: Any) -> Array:
+    """`_of_flat_rows`, on a CPU by way of float32."""
+    plain = functools.partial(_of_flat_rows, _dimensions=dimensions, **kwargs)
+    wide = lambda x, kernel: summed_in_float32(x, kernel).astype(x.dtype)
+    return jax.lax.platform_dependent(x, kernel, cpu=wide, default=plain)
+
+
+def summed_in_float32(x: Array, kernel: Array, axis: int = 0) -> Array:
+    """`x [..., D]` times a matrix whose `axis` is D: `[..., F]` float32.
+
+    XLA on a CPU, as of jax 0.10.2, multiplies bfloat16 as it is if the result is float32 and x has
+    two rows or more. Otherwise it first makes a float32 copy of the matrix; in a loop over layers
+    of the whole stack, once a layer.
+    """
+    rows, contract = x.reshape(-1, x.shape[-1]), (((1,), (axis,)), ((), ()))
+    product = functools.partial(
+        jax.lax.dot_general, dimension_numbers=contract, preferred_element_type=jnp.float32
+    )
+    if len(rows) == 1 and x.dtype == jnp.bfloat16:
+        twice = lambda row, kernel: product(jnp.concatenate([row, row]), kernel)[:1]
+        y = jax.lax.platform_dependent(rows, kernel, cpu=twice, default=product)
+    else:
+        y = product(rows, kernel)
+    return y.reshape(*x.shape[:-1], y.shape[-1])
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def depthwise(x: Array, kernel: Array, seen: Array, taps: tuple[int, ...], behind: int) -> Array:
     """Depthwise convolution with masks: y_t = Σ_w kernel[:, w] x_{t - behind + w}.
