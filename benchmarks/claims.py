@@ -148,7 +148,7 @@ def decoding(record: dict[str, Any]) -> list[list[str]]:
             f"decoding, times as fast as transformers, {size(small)}",
             f"**{ratio(small):.1f}**",
             f"{size(large)} {ratio(large):.1f}, where 5 was wanted",
-            "one core, one sequence, float32; [more](docs/performance.md)",
+            "one core, one sequence, float32, `unstacked`; [more](docs/performance.md)",
         ]
     ]
 

@@ -26,7 +26,8 @@ def tables(record: dict[str, Any]) -> str:
 
 def name_of(model: dict[str, Any]) -> str:
     """A model by its size."""
-    return f"{model['parameters'] / 1e6:.2g} M"
+    size = model["parameters"] / 1e6
+    return f"{size:.0f} M" if size >= 100 else f"{size:.2g} M"
 
 
 def targets(record: dict[str, Any]) -> list[tuple[str, float, str, bool]]:
@@ -83,9 +84,10 @@ def checkpoint_tables(record: dict[str, Any]) -> list[str]:
     text = (
         f"A checkpoint of {name_of(first)} parameters, {first['rounds']} rounds, {first['steps']} "
         f"steps after prompts of {record['prompt']} tokens; a step writes a token of every row. "
-        "The time over the floor, in brackets milliseconds. Then, of one row, seconds of the first "
-        "call, compilation included, and how many tokens are those of ours, stacked, from the "
-        "first on."
+        "Cells: time over the floor, milliseconds in brackets. The last two columns are of one "
+        "row: the first call with its compilation, and how many tokens in a row equal those of "
+        "ours, stacked. Prompts are random tokens, whose likeliest next tokens are close: in "
+        "bfloat16 the contenders round differently and their texts part."
     )
     head = "precision", "contender", *(f"{b} row{'s' * (b > 1)}" for b in batches), "first call s"
     lines = [row(*head, "same tokens"), row(*["---"] * (len(head) + 1))]

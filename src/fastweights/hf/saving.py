@@ -58,9 +58,9 @@ def save(
     """
     if len(model.blocks) != model.config.period:
         raise ConfigError(
-            "an unstacked decoder is for inference and is not saved",
+            "an unstacked decoder cannot be saved",
             where="model",
-            next="save the model that it was made of",
+            next="save the stacked decoder that it was made from",
         )
     package = safetensors()
     target, source = Path(path).expanduser(), None if like is None else directory(like)

@@ -60,14 +60,14 @@ def laid_out(model: Decoder, state: State) -> State:
     """A state on the mesh of the model's weights: split by rows, and as `tensor` splits layers.
 
     Raises:
-        ConfigError: the state is of a model with its layers stacked otherwise.
+        ConfigError: the state belongs to a model that is stacked in another way.
     """
     if len(state.layers) != len(model.blocks):
         raise ConfigError(
             f"the state has layers in {len(state.layers)} stacks, the model in {len(model.blocks)}",
             where="state",
-            cause="one of them is of an unstacked model and the other is not",
-            next="prefill with the model that goes on",
+            cause="either the state or the model is unstacked",
+            next="prefill with the same model",
         )
     on_mesh = functools.partial(split, mesh_of=model.embed.embedding[...])
 
@@ -116,8 +116,8 @@ def kept_wide(
 ) -> tuple[State, Any]:
     """`call(model, state, *arguments)`, on a CPU with float32 in place of bfloat16 in the state.
 
-    XLA on a CPU, as of jax 0.10.2, has no bfloat16 slices: to write a token into a cache it makes
-    the whole cache float32 and bfloat16 again, at every layer. The values stay the same.
+    XLA on a CPU, as of jax 0.10.2, has no bfloat16 slices: to write one token into a cache it
+    converts the whole cache to float32 and back, at every layer. The values are equal.
     """
     narrow = lambda x: x.dtype == jnp.bfloat16
     if not any(map(narrow, jax.tree.leaves(state.layers))):

@@ -1,4 +1,4 @@
-"""A decoder with every layer's arrays apart, which writes faster and compiles longer."""
+"""A decoder with separate arrays for every layer: faster decoding, longer compilation."""
 
 import jax
 from flax import nnx
@@ -7,14 +7,15 @@ from fastweights.models.decoder import Decoder
 
 
 def unstacked(model: Decoder) -> Decoder:
-    """The same decoder, every layer in arrays of its own; for inference.
+    """The same decoder with separate arrays for every layer; for inference.
 
-    A loop over stacked layers copies the weights of each out of the stack at every token, on a CPU
-    about as long as it reads them. Here no layer is copied, but a program has the code of all
-    layers: it compiles several times as long, which long texts and many of them pay back.
+    At every token, the loop over stacked layers copies each layer's weights out of the stack. On a
+    CPU the copy takes about as long as the product. An unstacked decoder copies no weights. Its
+    program holds the code of every layer and compiles several times as long, so it pays for long or
+    many texts.
 
-    The arrays are copies; drop the stacked model to have the memory back. States belong to the
-    model that made them. `hf.save` and training want the stacked model.
+    The arrays are copies: delete the stacked model to free its memory. A state belongs to the model
+    that made it. `hf.save` and training need the stacked model.
 
     Args:
         model: the decoder, stacked.

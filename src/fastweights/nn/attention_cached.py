@@ -1,8 +1,8 @@
-"""Attention of new tokens to the keys and values that are kept of the tokens before.
+"""Attention of new tokens to a cache of keys and values.
 
-One token a row has a form of its own. Its products are written with keys and values as they lie:
-`jax.nn.dot_product_attention` has both transposed at every token, on a CPU most of what attention
-costs.
+One token a row has its own form, whose products take the cache in its layout.
+`jax.nn.dot_product_attention` transposes keys and values at every token, on a CPU most of the cost
+of attention.
 """
 
 import functools
@@ -33,7 +33,7 @@ class Cache(NamedTuple):
 def attend_cached(
     q: Array, cache: Cache, turn: ArrayLike, positions: Array, window: int | None
 ) -> Array:
-    """What each query attends to in one layer of a stack.
+    """Attention over the cache of one layer of a stack.
 
     Args:
         q: `[B, T, N, h]`.
@@ -64,7 +64,7 @@ def attend_one(q: Array, cache: Cache, turn: Array, positions: Array, window: in
     rows, _, heads, size = q.shape
     room = functools.partial(attend_room, window=window)
     filled = functools.partial(attend_filled, window=window)
-    # of rows that are split over devices none knows how far another is
+    # with rows split over devices, no device knows the positions of the other rows
     if any(sizes(q).get(axis, 1) > 1 for axis in BATCH):
         filled = room
     grouped = q.reshape(rows, cache.k.shape[2], -1, size)  # [B, K, N/K, h]
@@ -91,9 +91,9 @@ def scores_of(q: Array, k: Array, seen: Array) -> Array:
 def attend_filled(
     q: Array, cache: Cache, turn: Array, positions: Array, window: int | None
 ) -> Array:
-    """`attend_room` over the slots that are filled and in sight, in blocks.
+    """`attend_room` over the filled slots in the window, in blocks.
 
-    A CPU's time is that of the bytes it reads, and a state is made with room for the longest text.
+    On a CPU the time is proportional to the bytes read, and most slots of a state are empty.
     Softmax is summed up as in FlashAttention (Dao et al. 2022, arXiv 2205.14135).
     """
     room = cache.k.shape[3]

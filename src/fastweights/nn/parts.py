@@ -57,7 +57,11 @@ def _of_flat_rows(x: Array, kernel: Array, _dimensions: Any, **kwargs: Any) -> A
 
 
 def for_inference(layer: Any) -> Any:
-    """The layer, a copy of the trace's own, with the products of `linear` as inference has them."""
+    """The layer with the products of inference in its linear layers.
+
+    Args:
+        layer: inside a trace, which has its own copy of the modules.
+    """
     for _, module in nnx.iter_graph(layer):
         if isinstance(module, nnx.Linear):
             module.dot_general = _inferred
@@ -65,7 +69,7 @@ def for_inference(layer: Any) -> Any:
 
 
 def _inferred(x: Array, kernel: Array, dimensions: Any, **kwargs: Any) -> Array:
-    """`_of_flat_rows`, on a CPU by way of float32."""
+    """`_of_flat_rows`; on a CPU the result is float32 first, then rounded."""
     plain = functools.partial(_of_flat_rows, _dimensions=dimensions, **kwargs)
     wide = lambda x, kernel: summed_in_float32(x, kernel).astype(x.dtype)
     return jax.lax.platform_dependent(x, kernel, cpu=wide, default=plain)
@@ -74,9 +78,9 @@ def _inferred(x: Array, kernel: Array, dimensions: Any, **kwargs: Any) -> Array:
 def summed_in_float32(x: Array, kernel: Array, axis: int = 0) -> Array:
     """`x [..., D]` times a matrix whose `axis` is D: `[..., F]` float32.
 
-    XLA on a CPU, as of jax 0.10.2, multiplies bfloat16 as it is if the result is float32 and x has
-    two rows or more. Otherwise it first makes a float32 copy of the matrix; in a loop over layers
-    of the whole stack, once a layer.
+    XLA on a CPU, as of jax 0.10.2, multiplies bfloat16 directly if the result is float32 and x has
+    two rows or more. Otherwise it first copies the matrix to float32; in a loop over layers it
+    copies the whole stack, once a layer.
     """
     rows, contract = x.reshape(-1, x.shape[-1]), (((1,), (axis,)), ((), ()))
     product = functools.partial(
