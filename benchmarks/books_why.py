@@ -26,10 +26,12 @@ import numpy as np
 import tyro
 from jax import Array
 
+from fastweights import plot
 from fastweights.models.decoder import Decoder
 from fastweights.nn.in_place import InPlaceMLP
 from fastweights.nn.in_place_state import Fast
 from fastweights.nn.layer import Stacked
+from fastweights.tasks import context_loss
 from fastweights.tasks.batches import evenly
 from fastweights.tasks.language import Language
 
@@ -153,6 +155,33 @@ def curves(model: Decoder, tokens: np.ndarray, length: int) -> dict[str, np.ndar
         for name in ("size", "share", "rank", "collisions"):
             rows[name].append([float(each[name]) for each in found])
     return {name: np.array(values) for name, values in rows.items()}
+
+
+#: measures of the picture and their names on its axes
+PANELS = {
+    "loss": "loss, nats a byte",
+    "size": "‖D‖ / ‖W0‖ at the read",
+    "rank": "effective rank of D",
+    "collisions": "mean cosine to earlier keys",
+}
+#: chunks that a point of the picture is the mean of
+POINT = 8
+
+
+def draw(record: dict[str, Any], figure: Any) -> None:
+    """The measures by position, means over layers and `POINT` chunks, in a matplotlib figure."""
+    for ax, (measure, label) in zip(figure.subplots(1, len(PANELS)), PANELS.items(), strict=True):
+        curves = {}
+        for arm, found in record["arms"].items():
+            values = np.asarray(found[measure])
+            by_chunk = values if values.ndim == 1 else values.mean(1)
+            mean = by_chunk[: len(by_chunk) // POINT * POINT].reshape(-1, POINT).mean(1)
+            start = np.arange(len(mean)) * POINT * record["chunk"]
+            curves[arm] = context_loss.Curve(start, mean, 0 * mean, 1)
+        plot.context_curves(ax, curves, label)
+        ax.set_xlabel("bytes before")
+        if measure != "size":
+            ax.get_legend().remove()
 
 
 def main(options: Options) -> None:

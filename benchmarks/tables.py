@@ -13,6 +13,7 @@ from typing import Any
 import books
 import books_long
 import books_mixers
+import books_why
 import catch
 import claims
 import decode_page
@@ -285,6 +286,17 @@ def draw_books() -> None:
     figure.savefig(ROOT / "docs" / "images" / "books.png", dpi=110)
 
 
+def draw_books_why() -> None:
+    """Loss, size, rank and keys of the memory by position."""
+    if not (RESULTS / "books_why.json").exists():
+        return
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 3.4), layout="constrained")
+    books_why.draw(load("books_why"), figure)
+    figure.savefig(ROOT / "docs" / "images" / "books_why.png", dpi=110)
+
+
 def draw_catch() -> None:
     """The pictures of docs/catch.md: every seed, or the best runs of the random search."""
     from matplotlib.figure import Figure
@@ -378,6 +390,7 @@ def main(arguments: Arguments) -> int:
     if not arguments.check:
         draw_catch()
         draw_books()
+        draw_books_why()
         draw_fast_slow()
         draw_continual()
     if stale:

@@ -69,6 +69,18 @@ def test_the_cost_table_is_over_the_released_form(script):
     assert lines[2:4] == ["| released | 1.00 | – |", "| cap | 1.05 | 1.50 |"]
 
 
+def test_the_picture_of_why_has_means_over_layers_and_chunks(script):
+    figure = pytest.importorskip("matplotlib.figure").Figure()
+    why = script("books_why")
+    layers = [[n, 3.0 * n] for n in range(17)]
+    arm = {name: layers for name in why.PANELS} | {"loss": [float(n) for n in range(17)]}
+    why.draw({"chunk": 128, "arms": {"as released": arm, "decay 0.9": arm}}, figure)
+    loss, size = figure.axes[:2]
+    assert [line.get_label() for line in size.get_lines()] == ["as released", "decay 0.9"]
+    np.testing.assert_allclose(loss.get_lines()[0].get_xydata(), [[0, 3.5], [1024, 11.5]])
+    np.testing.assert_allclose(size.get_lines()[1].get_xydata(), [[0, 7.0], [1024, 23.0]])
+
+
 def test_measures_of_why_are_those_of_the_fast_weights(script):
     """Beside a loop over chunks with the layers' own inputs, in NumPy, float64."""
     why = script("books_why")
