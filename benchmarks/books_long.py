@@ -1,6 +1,6 @@
 """In-place TTT to 16 times its training length: loss by position, an arm a line.
 
-    python benchmarks/books_long.py --data DIR            # 3 runs and 3 seeds: hours on 2 cores
+    python benchmarks/books_long.py --data DIR            # 4 runs and 3 seeds: hours on 2 cores
     python benchmarks/books_long.py --data DIR --quick    # 30 updates and few windows, in minutes
 
 DIR holds the books of `configs/books.py`, whose model, data and order all arms share. An arm is
@@ -41,6 +41,9 @@ RUNS: dict[str, Callable[[Config], Config]] = {
     BASELINE: books.wider,
     RELEASED: lambda config: config,
     "in-place TTT, decay 0.9": lambda config: books.in_place(config, decay=0.9),
+    "in-place TTT, state passing": lambda config: dataclasses.replace(
+        config, task=dataclasses.replace(config.task, passed=1.0)
+    ),
 }
 #: options of in-place layers that are put on a trained run
 Change = dict[str, Any]
@@ -101,7 +104,7 @@ def losses_by_part(
     split: str,
     windows: int,
     length: int = LENGTH,
-    parts: tuple[int, ...] = PARTS,
+    parts: tuple[int, ...] | None = None,
     batch: int = 2,
 ) -> dict[str, list[list[float]]]:
     """By book of a split: for each part of a window, the mean loss in every window.
@@ -112,11 +115,11 @@ def losses_by_part(
         split: of the data.
         windows: windows of each book, evenly spread.
         length: tokens of a window.
-        parts: first positions of the parts.
+        parts: first positions of the parts; those of the table by default.
         batch: windows read at a time.
     """
     losses = functools.partial(jax.jit(config.task.losses), model)
-    starts = [start for start in parts if start < length]
+    starts = [start for start in parts or PARTS if start < length]
     found = {}
     for document in config.task.documents(split, config.data):
         table, _ = context_loss.windows([document.tokens], length)

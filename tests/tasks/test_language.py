@@ -317,3 +317,46 @@ def test_the_books_config_builds_its_model():
     config = load_config(str(ROOT / "configs" / "books.py"))
     shapes = jax.eval_shape(functools.partial(config.task.build, config.model), nnx.Rngs(0))
     assert 500_000 < sum(x.size for x in jax.tree.leaves(shapes)) < 2_000_000
+
+
+LEARNS = dataclasses.replace(TINY, ttt=InPlaceTTT(layers=(0, 1), chunk=8, lr=0.5))
+
+
+def test_state_passing_is_of_a_share_of_training_rows(folder):
+    task = Language(length=8, short="drop", holdout=0.2, passed=0.3)
+    rows = task.load("train", folder)["passed"]
+    assert rows.dtype == bool and len(rows) == len(task.load("train", folder)["target"])
+    many = np.concatenate(
+        [dataclasses.replace(task, length=n).load("train", folder)["passed"] for n in range(2, 9)]
+    )
+    assert abs(many.mean() - 0.3) < 0.08
+    assert dataclasses.replace(task, passed=1.0).load("train", folder)["passed"].all()
+    assert "passed" not in task.load("validation", folder)
+    assert "passed" not in dataclasses.replace(task, passed=0.0).load("train", folder)
+
+
+@pytest.mark.parametrize(
+    ("passed", "model", "message"),
+    [(1.1, LEARNS, "from 0 to 1"), (-0.1, LEARNS, "from 0 to 1"), (0.5, TINY, "no in-place layer")],
+)
+def test_a_share_that_cannot_be_passed(passed, model, message):
+    assert any(message in text for text in Language(length=8, passed=passed).problems(model))
+    assert not Language(length=8, passed=0.5).problems(LEARNS)
+
+
+def test_state_passing_changes_training(folder, tmp_path):
+    config = Config(
+        task=Language(length=16, short="drop", holdout=0.2),
+        model=LEARNS,
+        optim=Optim(lr=0.05, schedule="constant", warmup=0),
+        train=Train(steps=2, batch=4, eval_every=2, checkpoint_every=2, log_every=1),
+        data=folder,
+    )
+
+    def weights(passed, name):
+        task = dataclasses.replace(config.task, passed=passed)
+        state = train(dataclasses.replace(config, task=task), tmp_path / name, quiet=True).state
+        return [np.asarray(x) for x in jax.tree.leaves(nnx.state(state.model))]
+
+    pairs = zip(weights(1.0, "with"), weights(0.0, "without"), strict=True)
+    assert max(np.abs(a - b).max() for a, b in pairs) > 1e-4

@@ -11,7 +11,7 @@ import pytest
 from collectives import collective_arrays
 from flax import nnx
 from jax.sharding import PartitionSpec as P
-from tolerances import TOLERANCE
+from tolerances import TOLERANCE, assert_close
 
 from fastweights.errors import ConfigError
 from fastweights.models.decoder import Decoder
@@ -136,6 +136,22 @@ def test_loss_and_every_gradient_are_those_of_one_device(sizes, config, packed):
 #: examples a device has on a mesh of 4 x 1 x 2
 ROWS = BATCH // 4
 ACTIVATIONS = (ROWS, LENGTH, PLAIN.hidden)
+
+
+@pytest.mark.parametrize("config", [LEARNS, CAPPED])
+def test_state_passing_is_that_of_one_device(config):
+    """Of rows and columns that are split over devices; a device has whole pairs of rows."""
+    batch = random_batch(True) | {"passed": np.arange(BATCH) % 4 > 1}
+    score = lambda model, batch: jnp.mean(TASK.measure(model, batch)["loss"])
+    step = jax.jit(jax.value_and_grad(score))
+    mesh, model = make_mesh(Mesh(2, 1, 2)), random_model(config)
+    one = step.lower(model, batch).compile(compiler_options=QUICK)(model, batch)
+    placed = jax.device_put(model, shardings(mesh, model)), put_batch(mesh, batch)
+    many = step.lower(*placed).compile(compiler_options=QUICK)(*placed)
+    for a, b in zip(jax.tree.leaves(many), jax.tree.leaves(one), strict=True):
+        assert_close(a, b)
+    none = batch | {"passed": np.zeros(BATCH, bool)}
+    assert abs(float(one[0] - jax.jit(score)(model, none))) > 1e-4
 
 
 def sent(config, sizes, packed=False, gradient=True):

@@ -188,15 +188,21 @@ class Decoder(nnx.Module):
         kernel = self.unembedding.astype(features.dtype)
         return summed_in_float32(features, kernel, 1 if self.head is None else 0)
 
-    def features(self, tokens: Array, segment_ids: Array | None = None, stats: bool = False) -> Any:
+    def features(
+        self,
+        tokens: Array,
+        segment_ids: Array | None = None,
+        stats: bool = False,
+        passed: Array | None = None,
+    ) -> Any:
         """The last residual stream, normed: the input of `logits`.
 
         Args:
             tokens: `[B, T]` int.
-            segment_ids: `[B, T]` int, 0 for padding and 1, 2, ... for the documents of a row; None
-                is one document a row. Positions start again at each document, attention, memories
-                and fast weights stay within it.
+            segment_ids: `[B, T]` int, 0 for padding and 1, 2, ... for the documents of a row, each
+                with positions from 0 and unseen by the others; None is one document a row.
             stats: also return how far the in-place layers have drifted.
+            passed: `[B]` bool, state passing in training, see `InPlaceMLP.__call__`.
 
         Returns:
             `[B, T, D]`; with `stats`, that and `[number of in-place layers]` float32, the mean over
@@ -204,7 +210,8 @@ class Decoder(nnx.Module):
         """
         ids = jnp.ones_like(tokens) if segment_ids is None else segment_ids
         embedded = split(self.embedded(tokens), BATCH, None, None)
-        reading = Reading(embedded, document_positions(ids), segment_ids, stats=stats)
+        places = document_positions(ids)
+        reading = Reading(embedded, places, segment_ids, stats=stats, passed=passed)
         x, _, found = self._layers(reading, None)
         if not stats:
             return x

@@ -9,7 +9,6 @@ write is read by later chunks only, so no output depends on a later token.
 """
 
 import functools
-import math
 from typing import Any, Literal, overload
 
 import jax
@@ -23,6 +22,7 @@ from fastweights.errors import ConfigError
 from fastweights.nn import mesh
 from fastweights.nn.in_place_options import InPlaceTTT
 from fastweights.nn.in_place_state import Fast, read_and_write, read_rows, remember
+from fastweights.nn.initializers import diagonal_normal
 from fastweights.nn.layer import Reading, Stacked
 from fastweights.nn.parts import MLP, depthwise, same_document
 from fastweights.rules import InPlace, outputs
@@ -93,7 +93,7 @@ class InPlaceMLP(MLP):
         if ttt.lr_learned:
             self.log_gain = nnx.Param(jnp.zeros(()))
         if ttt.decay_learned:
-            self.decay_logit = nnx.Param(jnp.asarray(logit(ttt.decay), jnp.float32))
+            self.decay_logit = nnx.Param(jax.scipy.special.logit(jnp.float32(ttt.decay)))
 
     @property
     def slow(self) -> Array:
@@ -193,9 +193,10 @@ class InPlaceMLP(MLP):
         """See `Layer.advance`; statistics: the drift, as `__call__` has it."""
         target = reading.embedded if self.ttt.target == "input_embed" else x
         if state is None or reading.valid is None or reading.lengths is None:
+            given = x, target, reading.segment_ids
             if not reading.stats:
-                return self(x, target, reading.segment_ids), None, {}
-            y, stats = self(x, target, reading.segment_ids, return_stats=True)
+                return self(*given, passed=reading.passed), None, {}
+            y, stats = self(*given, return_stats=True, passed=reading.passed)
             return y, None, stats
         z, fast = self.hidden(x), state.arrays
         if not reading.commits:
@@ -239,6 +240,7 @@ class InPlaceMLP(MLP):
         target: Array,
         segment_ids: Array | None = None,
         return_stats: Literal[False] = False,
+        passed: Array | None = None,
     ) -> Array: ...
     @overload
     def __call__(
@@ -248,6 +250,7 @@ class InPlaceMLP(MLP):
         segment_ids: Array | None = None,
         *,
         return_stats: Literal[True],
+        passed: Array | None = None,
     ) -> tuple[Array, dict[str, Array]]: ...
 
     def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -256,6 +259,7 @@ class InPlaceMLP(MLP):
         target: Array,
         segment_ids: Array | None = None,
         return_stats: bool = False,
+        passed: Array | None = None,
     ) -> Any:
         """Read and learn, every row on its own.
 
@@ -267,21 +271,24 @@ class InPlaceMLP(MLP):
                 a document. Chunks stay where they are.
             return_stats: also return `{"drift": [] float32}`, the mean over tokens of |ΔW z| over
                 |W0 z|; costs one more product when used.
+            passed: `[B]` bool, state passing for training: of rows 1, 3, 5, ..., those that start
+                from the final fast weights of the row before, as a late part of a long document
+                does. The gradient to the writes stops between the two rows. None for no row.
 
         Returns:
             `[B, T, D]`.
         """
         z, ttt = self.hidden(x), self.ttt
         slow = functools.partial(self.down, z)
-        if x.shape[1] <= ttt.chunk:
+        if x.shape[1] <= ttt.chunk and passed is None:
             y = slow()  # nobody reads the one chunk's write
         else:
-            y = self._learn(z, self.targets(target, segment_ids), segment_ids)
+            y = self._learn(z, self.targets(target, segment_ids), segment_ids, passed)
         if not return_stats:
             return y
         return y, {"drift": drift(y, slow(), segment_ids)}
 
-    def _learn(self, z: Array, v: Array, segment_ids: Array | None) -> Array:
+    def _learn(self, z: Array, v: Array, segment_ids: Array | None, passed: Array | None) -> Array:
         """Read and write chunk by chunk: `[B, T, F]`, `[B, T, D] -> [B, T, D]`.
 
         Where a mesh splits F over `tensor`, what a token reads is a sum over devices. Left to XLA
@@ -291,31 +298,62 @@ class InPlaceMLP(MLP):
         """
         parts = mesh.sizes(z).get("tensor", 1)
         rule = self.rule(jnp.sum if parts == 1 else sum_over_tensor)
-
-        def row(
-            w: Array, learned: dict[str, Array], z: Array, v: Array, ids: Array | None
-        ) -> Array:
-            start = rule.init(w, jnp.promote_types(w.dtype, jnp.float32), **learned)
-            return outputs(rule, start, rule.token(z=z, v=v), segment_ids=ids)
-
-        rows = jax.vmap(row, (None, None, 0, 0, 0))
+        rows = functools.partial(read_rows_of_batch, rule)
         if parts == 1:
-            return rows(self.slow, self.learned(), z, v, segment_ids)
+            return rows(self.slow, self.learned(), z, v, segment_ids, passed)
         # with a copy of V, and of λ and η if they are learned, for each part nothing is replicated,
         # and both sums are written out: this one, and its mirror image in the copies' gradient
         first, last = PartitionSpec("tensor"), PartitionSpec(None, "tensor")
         own = lambda copies: jax.tree.map(lambda x: x[0], copies)
         summands = jax.shard_map(
-            lambda w, z, copies, ids: rows(w, own(copies[1]), z, own(copies[0]), ids)[None],
+            lambda w, z, copies, *rest: rows(w, own(copies[1]), z, own(copies[0]), *rest)[None],
             mesh=jax.typeof(z).sharding.mesh,
-            in_specs=(last, PartitionSpec(None, *last), first, PartitionSpec()),
+            in_specs=(last, PartitionSpec(None, *last), first, PartitionSpec(), PartitionSpec()),
             out_specs=first,
             axis_names={"tensor"},
             check_vma=False,
         )
         copy = lambda x: jnp.broadcast_to(x[None], (parts, *x.shape))
         copies = jax.tree.map(copy, (v, self.learned()))
-        return jax.lax.reduce_sum(summands(self.slow, z, copies, segment_ids), (0,))
+        return jax.lax.reduce_sum(summands(self.slow, z, copies, segment_ids, passed), (0,))
+
+
+def read_rows_of_batch(
+    rule: InPlace,
+    w0: Array,
+    learned: dict[str, Array],
+    z: Array,
+    v: Array,
+    segment_ids: Array | None,
+    passed: Array | None,
+) -> Array:
+    """Every row from W0, or with state passing from the final fast weights of the row before.
+
+    `[B, T, F]`, `[B, T, D] -> [B, T, D]`; F may be a part of all columns, and so `w0 [D, F]`.
+    """
+    first = rule.init(w0, jnp.promote_types(w0.dtype, jnp.float32), **learned)
+    if passed is None:
+        alone = lambda z, v, ids: outputs(rule, first, rule.token(z=z, v=v), segment_ids=ids)
+        return jax.vmap(alone)(z, v, segment_ids)
+    if len(z) % 2:
+        raise ConfigError(
+            f"state passing needs an even number of rows, this batch has {len(z)}",
+            where="task.passed",
+            cause="rows are taken in pairs, and the second starts where the first ended",
+            next="an even --train.batch, or --task.passed 0",
+        )
+
+    def row(added: Array | float, z: Array, v: Array, ids: Array | None) -> tuple[Array, Array]:
+        start = first._replace(weights=first.weights + added)
+        y, end = rule.sequence_and_end(start, rule.token(z=z, v=v), ids)
+        return y, jax.lax.stop_gradient(end - first.slow)
+
+    # pairs of neighbours: rows that are split over devices stay where they are
+    pairs = lambda x: x.reshape(len(x) // 2, 2, *x.shape[1:])
+    one = lambda i: jax.tree.map(lambda x: pairs(x)[:, i], (z, v, segment_ids))
+    y, added = jax.vmap(row, (None, 0, 0, 0))(0.0, *one(0))
+    added = jnp.where(pairs(passed)[:, 1, None, None], added, 0)
+    return jnp.stack([y, jax.vmap(row)(added, *one(1))[0]], 1).reshape(v.shape)
 
 
 def sum_over_tensor(x: Array, axis: int | None = None) -> Array:
@@ -360,17 +398,3 @@ def convolve(
     if segment_ids is not None:
         seen = seen & same_document(segment_ids, KERNEL, middle)
     return depthwise(x, kernel, seen, taps, middle)
-
-
-def logit(share: float) -> float:
-    """ln(p / (1 - p)), whose sigmoid is p."""
-    return math.log(share / (1 - share))
-
-
-def diagonal_normal(scale: float):
-    """The initializer diag(N(0, scale²)): small, and it mixes no features."""
-
-    def init(key: Array, shape: tuple[int, int], dtype: DTypeLike) -> Array:
-        return jnp.diag(scale * jax.random.normal(key, shape[:1], dtype))
-
-    return init

@@ -1,4 +1,6 @@
-"""Initial values of Ba et al. 2016 (arXiv 1610.06258, appendix A.1, with the fix of version 3)."""
+"""Initial values of Ba et al. 2016 (arXiv 1610.06258, appendix A.1, with the fix of version 3), and
+of in-place layers.
+"""
 
 from typing import Literal
 
@@ -42,3 +44,12 @@ def kernel_start(start: Start) -> Initializer:
 def embedding_start(start: Start) -> Initializer:
     """Start of an embedding table `[symbols, features]`."""
     return fan_out_uniform() if start == "paper" else normal(1.0)
+
+
+def diagonal_normal(scale: float) -> Initializer:
+    """diag(N(0, scale²)), a small matrix that mixes no features."""
+
+    def init(key, shape, dtype=jnp.float32, out_sharding=None):
+        return jnp.diag(scale * jax.random.normal(key, shape[:1], dtype))
+
+    return init

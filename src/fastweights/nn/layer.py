@@ -22,7 +22,7 @@ from jax.typing import ArrayLike
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["embedded", "positions", "segment_ids", "lengths", "valid"],
+    data_fields=["embedded", "positions", "segment_ids", "lengths", "valid", "passed"],
     meta_fields=["fresh", "commits", "stats"],
 )
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +40,8 @@ class Reading:
         commits: a row may complete a chunk of a layer that writes by chunks. Otherwise the tokens
             end before the chunk does, or at its end, and `commit` is called after them.
         stats: measure what is costly to measure.
+        passed: `[B]` bool, state passing in training: rows that start from the final fast weights
+            of the row before them, see `InPlaceMLP`; None for no row.
     """
 
     embedded: Array
@@ -50,6 +52,7 @@ class Reading:
     fresh: bool = True
     commits: bool = True
     stats: bool = False
+    passed: Array | None = None
 
 
 class Stacked(NamedTuple):

@@ -261,9 +261,36 @@ class InPlace(Rule):
             return general.sequence(self, self.learner, self.chunk_size, state, tokens, segment_ids)
         if tokens.store is not None:
             return None
-        z, v, _ = tokens
-        start, w0 = state.weights, state.slow
-        return scan_chunks(self.plan, w0, start, state.scales, z, v, segment_ids)[0]
+        return self._scan(state, tokens, segment_ids, final=False)[0]
+
+    def sequence_and_end(
+        self, state: State, tokens: Token, segment_ids: Array | None = None
+    ) -> tuple[Array, Array]:
+        """Outputs of a row and the weights after its last complete chunk.
+
+        Args:
+            state: at the start of a chunk.
+            tokens: leaves `[T, ...]`, without `store`.
+            segment_ids: as in `sequence`.
+
+        Returns:
+            `[T, d]`, and `[d, f]` of the last document.
+
+        Raises:
+            ValueError: the rule has a loss or an optimiser of its own, or tokens have a `store`.
+        """
+        if self.learner or tokens.store is not None:
+            raise ValueError("the end of a row is of the released rule, without `store`")
+        y, end = self._scan(state, tokens, segment_ids, final=True)
+        assert end is not None
+        return y, end
+
+    def _scan(
+        self, state: State, tokens: Token, segment_ids: Array | None, *, final: bool
+    ) -> tuple[Array, Array | None]:
+        plan = self.plan._replace(final=final)
+        w0, start = state.slow, state.weights
+        return scan_chunks(plan, w0, start, state.scales, tokens.z, tokens.v, segment_ids)
 
     def chunk(
         self, state: State, tokens: Token, starts: Array | None = None

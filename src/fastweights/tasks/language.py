@@ -37,6 +37,10 @@ class Language:
             segment ids; "drop" leaves it out, and rows need no segment ids, which is faster.
         block: tokens of each sequence whose logits exist at once.
         drift: also score how far the in-place layers move while they read.
+        passed: state passing, the share from 0 to 1 of training rows that start from the final fast
+            weights of another row: of every second row of a batch, in the in-place layers. These
+            layers then learn to read a state of more writes than a row has. Validation and test
+            rows start from the slow weights.
     """
 
     files: str = "*.txt"
@@ -49,6 +53,7 @@ class Language:
     short: Literal["pack", "drop"] = "pack"
     block: int = 512
     drift: bool = True
+    passed: float = 0.0
 
     select_by: ClassVar[str] = "loss"
     model_config: ClassVar[type | tuple[type, ...]] = DecoderConfig
@@ -67,6 +72,10 @@ class Language:
             found.append(f"task.holdout is {self.holdout}; it must be between 0 and 1")
         if self.block < 1:
             found.append(f"task.block is {self.block}; it must be at least 1")
+        if not 0 <= self.passed <= 1:
+            found.append(f"task.passed is {self.passed}; it must be from 0 to 1")
+        elif self.passed and not model.ttt_layers:
+            found.append(f"task.passed is {self.passed}, and the model has no in-place layer")
         return found + tokenizer_faults(self.tokenizer, self.separator, model.vocab)
 
     @property
@@ -87,7 +96,17 @@ class Language:
         )
 
     def load(self, split: str, data: Data) -> dict[str, np.ndarray]:
-        """See `Task.load`: `inputs` and `target` int32 `[N, T]`, and `segment_ids` when packed."""
+        """See `Task.load`: `inputs` and `target` int32 `[N, T]`, and `segment_ids` when packed.
+
+        With state passing the training split has `passed [N]` bool.
+        """
+        table = self._rows(split, data)
+        if self.passed and split == "train":
+            draw = np.random.default_rng(0).random(len(table["target"]))
+            table["passed"] = draw < self.passed
+        return table
+
+    def _rows(self, split: str, data: Data) -> dict[str, np.ndarray]:
         documents = self.documents(split, data)
         tokens = [document.tokens for document in documents]
         if self.short == "pack":
@@ -121,7 +140,9 @@ class Language:
         over all tokens of the batch, for every row the same. Packed rows have as "weight" the share
         of their tokens that have a target, so that the mean loss of rows is that of tokens.
         """
-        features, drift = model.features(batch["inputs"], batch.get("segment_ids"), stats=True)
+        passed = {"passed": batch["passed"]} if "passed" in batch else {}
+        ids = batch.get("segment_ids")
+        features, drift = model.features(batch["inputs"], ids, stats=True, **passed)
         losses = model.head_losses(features, batch["target"], self.block)
         there = (batch["target"] >= 0).astype(jnp.float32)
         loss = mean(losses, there)
