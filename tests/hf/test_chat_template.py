@@ -108,7 +108,11 @@ def test_a_turn_to_continue_is_that_of_transformers(case, begun, tmp_path):
 
 
 def test_a_template_that_omits_the_turn_to_continue():
-    source = "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}"
+    """Earlier answers stay, so that the template itself is one that can be used."""
+    source = (
+        "{% for m in messages %}{% if m.role == 'user' or not loop.last %}{{ m.content }}"
+        "{% endif %}{% endfor %}"
+    )
     turns = [{"role": "user", "content": "b"}, {"role": "assistant", "content": "c"}]
     ours = ChatTemplate(source, {}, (), "there")
     with pytest.raises(DataError, match="omits the turn"):
