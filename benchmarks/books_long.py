@@ -12,6 +12,7 @@ not run again; one that was stopped goes on from its checkpoint.
 import dataclasses
 import functools
 import json
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -150,7 +151,8 @@ def trained(
 def circumstances(data: Path, runs: Path) -> dict[str, Any]:
     """Command, versions and machine, without this machine's folders."""
     about = harness.circumstances(("fastweights", "jax", "jaxlib", "flax", "optax", "numpy"))
-    about["command"] = about["command"].replace(str(data), "DIR").replace(f" --runs {runs}", "")
+    command = about["command"].replace(str(data), "DIR").replace(f" --runs {runs}", "")
+    about["command"] = re.sub(r" --out \S+", "", command)
     return about
 
 
