@@ -5,8 +5,8 @@
     python benchmarks/decode.py --checkpoint DIR [--gguf 'FILE-{}.gguf']    half an hour
 
 With `--checkpoint`, a directory in Hugging Face layout, its model is timed too, in float32 and
-bfloat16 and in batches; the page is of SmolLM2-135M. llama.cpp is there if llama-cpp-python is
-installed and `--gguf` names its files, made by `convert_hf_to_gguf.py --outtype f32` and `bf16`.
+bfloat16 and in batches; the page is of SmolLM2-135M. With `--gguf` llama.cpp is timed too, by
+llama-cpp-python, on files that `convert_hf_to_gguf.py --outtype f32` and `bf16` made.
 
 All keep keys and values, take the likeliest token, and run on one core: on a shared machine a pool
 of threads waits for its slowest, and PyTorch's waits longest. The floor is the time to read as many
@@ -216,6 +216,10 @@ def main(options: Options) -> dict[str, Any]:
         print(
             "torch or transformers is not installed, so only ours is timed: pip install '.[bench]'"
         )
+    if options.checkpoint and not (options.checkpoint / "config.json").is_file():
+        raise SystemExit(f"{options.checkpoint} is no directory in Hugging Face layout")
+    if options.gguf and not importlib.util.find_spec("llama_cpp"):
+        raise SystemExit("--gguf needs llama.cpp: pip install llama-cpp-python, or leave it out")
     record = harness.circumstances(PACKAGES)
     for path, name in ((options.checkpoint, "DIR"), (options.gguf, "FILE"), (options.out, "OUT")):
         record["command"] = record["command"].replace(str(path), name)
@@ -226,12 +230,9 @@ def main(options: Options) -> dict[str, Any]:
         print(record["models"][-1]["ratios"], flush=True)
     if options.checkpoint is None:
         print("no checkpoint is timed: --checkpoint DIR")
-    elif not (options.checkpoint / "config.json").is_file():
-        print(f"{options.checkpoint} is no checkpoint and is left out")
     else:
-        gguf = options.gguf if importlib.util.find_spec("llama_cpp") else None
         record["checkpoint"] = [
-            decode_checkpoint.measure(options.checkpoint, gguf, precision, options)
+            decode_checkpoint.measure(options.checkpoint, options.gguf, precision, options)
             for precision in decode_checkpoint.PRECISIONS
         ]
     folder = ROOT / ("build" if options.quick else "benchmarks/results")

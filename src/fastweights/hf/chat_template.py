@@ -151,7 +151,7 @@ class ChatTemplate:
             "the model's chat template failed",
             where=self._where,
             cause=cause[:300],
-            next="--template '{}' reads a line unchanged; in your own template {} is the line",
+            next="mend the template; or in a chat --template '{}', which reads lines unchanged",
         )
 
 

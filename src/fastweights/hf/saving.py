@@ -48,7 +48,7 @@ def save(
     Args:
         model: the decoder; its arrays must be addressable from this process.
         path: a directory that does not exist yet, or is empty.
-        like: a directory whose tokenizer files are copied and whose other config keys are kept.
+        like: a directory; its tokenizer files are copied and its other config keys are kept.
         max_shard_bytes: no file grows beyond this, unless by a single tensor.
 
     Raises:

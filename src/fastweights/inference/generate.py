@@ -107,46 +107,33 @@ def run(
     def go(
         model: Decoder, state: State, most: Array, stops: Array, settings: Settings
     ) -> tuple[State, Loop]:
-        loop = _loop(model, state, most, stops, settings, size=size, method=method, commits=commits)
+        rows = len(state.lengths)
+        no, yes = jnp.zeros(rows, bool), jnp.ones(rows, bool)
+        nothing = jnp.zeros(rows, jnp.int32)
+        out = Output(jnp.zeros((rows, size), jnp.int32), nothing, jnp.zeros((rows, size)))
+        loop = Loop(state, jnp.zeros((), jnp.int32), nothing, no, yes, no, out)
+        loop = draw(loop, stops, method, settings)
+
+        def more(loop: Loop) -> Array:
+            return jnp.any(loop.going) & (loop.step < most)
+
+        def token(loop: Loop) -> Loop:
+            return draw(read_drawn(model, loop), stops, method, settings)
+
+        if not commits:
+            loop = lax.while_loop(more, token, loop)
+            return loop.state, loop._replace(state=None)
+
+        def chunk(loop: Loop) -> Loop:
+            loop = lax.while_loop(lambda x: more(x) & ~jnp.any(x.due), token, loop)
+            return write(model, loop)
+
+        loop = lax.while_loop(more, chunk, loop)
         return loop.state, loop._replace(state=None)
 
     state = laid_out(model, own_rows(state) if commits else state)
     state, loop = kept_wide(go, model, state, most, stops, settings)
     return loop._replace(state=state)
-
-
-def _loop(
-    model: Decoder,
-    state: State,
-    most: Array,
-    stops: Array,
-    settings: Settings,
-    *,
-    size: int,
-    method: Method,
-    commits: bool,
-) -> Loop:
-    rows = len(state.lengths)
-    no, yes = jnp.zeros(rows, bool), jnp.ones(rows, bool)
-    nothing = jnp.zeros(rows, jnp.int32)
-    out = Output(jnp.zeros((rows, size), jnp.int32), nothing, jnp.zeros((rows, size)))
-    loop = Loop(state, jnp.zeros((), jnp.int32), nothing, no, yes, no, out)
-    loop = draw(loop, stops, method, settings)
-
-    def more(loop: Loop) -> Array:
-        return jnp.any(loop.going) & (loop.step < most)
-
-    def token(loop: Loop) -> Loop:
-        return draw(read_drawn(model, loop), stops, method, settings)
-
-    if not commits:
-        return lax.while_loop(more, token, loop)
-
-    def chunk(loop: Loop) -> Loop:
-        loop = lax.while_loop(lambda x: more(x) & ~jnp.any(x.due), token, loop)
-        return write(model, loop)
-
-    return lax.while_loop(more, chunk, loop)
 
 
 @functools.partial(jax.jit, static_argnames=("size", "method", "commits", "read_commits"))
