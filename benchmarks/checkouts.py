@@ -58,6 +58,7 @@ def contenders(only: list[str]) -> tuple[dict[str, Callable[[], Any]], dict[str,
     from fastweights.models.decoder import build
     from fastweights.models.decoder_config import InPlaceTTT
     from fastweights.nn import FastWeightCell, unroll
+    from fastweights.nn.attention import attend
     from fastweights.rules import Hebbian, chunk_scan
 
     runs: dict[str, Callable[[], Any]] = {}
@@ -95,6 +96,20 @@ def contenders(only: list[str]) -> tuple[dict[str, Callable[[], Any]], dict[str,
 
             add(f"in place {length}, {chunk}{kind} forward", layer, w, z, v)
             add(f"in place {length}, {chunk}{kind} train", jax.grad(layer, (0, 1, 2)), w, z, v)
+
+    for rows, length, heads, size, window in (
+        (1, 2048, 9, 64, 512),
+        (1, 2048, 9, 64, None),
+        (8, 1024, 4, 32, 128),
+    ):
+        keys = jax.random.split(jax.random.key(0), 3)
+        qkv = [jax.random.normal(key, (rows, length, heads, size)) for key in keys]
+
+        def attention(q: Any, k: Any, v: Any, window: int | None = window) -> Any:
+            return jnp.sum(jnp.sin(attend(q, k, v, window=window)))
+
+        add(f"attention {rows}, {length}, {window} forward", attention, *qkv)
+        add(f"attention {rows}, {length}, {window} train", jax.grad(attention, (0, 1, 2)), *qkv)
 
     if wanted("books train"):
         config = load_config(str(ROOT / "configs" / "books.py"))
