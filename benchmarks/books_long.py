@@ -107,6 +107,7 @@ def losses_by_part(
     length: int = LENGTH,
     parts: tuple[int, ...] | None = None,
     batch: int = 2,
+    read: int | None = None,
 ) -> dict[str, list[list[float]]]:
     """By book of a split: for each part of a window, the mean loss in every window.
 
@@ -118,15 +119,17 @@ def losses_by_part(
         length: tokens of a window.
         parts: first positions of the parts; those of the table by default.
         batch: windows read at a time.
+        read: tokens of each window that are read, from its start; None is all.
     """
-    losses = functools.partial(jax.jit(config.task.losses), model)
-    starts = [start for start in parts or PARTS if start < length]
+    losses, read = functools.partial(jax.jit(config.task.losses), model), read or length
+    starts = [start for start in parts or PARTS if start < read]
     found = {}
     for document in config.task.documents(split, config.data):
         table, _ = context_loss.windows([document.tokens], length)
         chosen = evenly(len(table["target"]), windows)
-        each = context_loss.table_losses(losses, {k: v[chosen] for k, v in table.items()}, batch)
-        ends = [*starts[1:], length]
+        rows = {k: v[chosen][:, :read] for k, v in table.items()}
+        each = context_loss.table_losses(losses, rows, batch)
+        ends = [*starts[1:], read]
         found[document.name] = [
             [round(float(x), 4) for x in each[:, a:b].mean(1)]
             for a, b in zip(starts, ends, strict=True)
@@ -153,7 +156,8 @@ def circumstances(data: Path, runs: Path) -> dict[str, Any]:
     about = harness.circumstances(("fastweights", "jax", "jaxlib", "flax", "optax", "numpy"))
     command = about["command"].replace(str(data), "DIR").replace(f" --runs {runs}", "")
     about["command"] = re.sub(r" --out \S+", "", command)
-    return about
+    about["machine"]["device"] = jax.devices()[0].device_kind
+    return about | {"matmul_precision": jax.config.jax_default_matmul_precision or "default"}
 
 
 def run(arm: str, config: Config, folder: Path, windows: int, length: int) -> dict[str, Any]:

@@ -1,24 +1,27 @@
 """Continued pretraining of a real checkpoint with and without in-place TTT: loss by position.
 
     python benchmarks/real_checkpoint.py fetch SMOLLM2
-    python benchmarks/continued.py --checkpoint SMOLLM2 --data DIR            # hours on a core
     python benchmarks/continued.py --checkpoint SMOLLM2 --data DIR --search   # settings, one seed
+    python benchmarks/continued.py --checkpoint SMOLLM2 --data DIR            # the table
     python benchmarks/continued.py --checkpoint SMOLLM2 --data DIR --quick
 
 DIR holds the books of `configs/books.py`. Attention sees 512 tokens, so that a longer memory can
-help. All trained arms have the same rows, updates and learning rate, and train the same parameters:
-all norms and the MLPs of the five layers that learn in place. Arms with writes also train the
-convolutions and projections of the targets. Settings are chosen by the loss of the validation book,
-with another seed than those of the table. A run that is done is in the JSON and is not run again;
-one that was stopped goes on from its checkpoint.
+help; other arms see 1,024 or all. Trained arms have the same rows, updates and learning rate, and
+train all parameters; arms with writes have the convolutions and projections of the targets besides.
+Settings are chosen by the loss of the validation book, with another seed than those of the table:
+the learning rate by the arm without writes, η by each form. A run that is done is in the JSON and
+is not run again; one that was stopped goes on from its checkpoint. A run takes minutes on a GPU and
+hours on a core; on a CPU, `--batch 1 --steps 40` is the smallest that shows a difference.
 """
 
+import contextlib
 import dataclasses
 import json
+import os
 import shutil
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import books
 import books_long
@@ -31,8 +34,11 @@ from jax import Array
 
 import fastweights as fw
 from fastweights.models.decoder import Decoder
+from fastweights.models.decoder_config import DecoderConfig
+from fastweights.needle_eval import NeedleEval, evaluate, summary
 from fastweights.nn.in_place import InPlaceTTT
 from fastweights.nn.in_place_state import Fast
+from fastweights.pretrained import Pretrained, checkpoint_tokenizer, ends, without_ttt
 from fastweights.tasks.base import Data
 from fastweights.tasks.language import Language
 from fastweights.train import Config, Optim, Train, train
@@ -41,19 +47,21 @@ OUT = books.RESULTS / "continued.json"
 SEARCH = books.RESULTS / "continued_search.json"
 #: tokens that attention sees; of a training row; of a window of the table; of one write
 SIGHT, ROW, WINDOW, CHUNK = 512, 2048, 32_768, 256
+#: tokens that the checkpoint was made for, with full attention
+LIMIT = 8192
 LAYERS = (2, 8, 14, 20, 26)
 PARTS = (0, 256, 512, 1024, 2048, 4096, 8192, 16_384)
 #: convolutions and projections start at zero or near it and have a short run to grow
-RATES = (
-    ("*.mlp.conv", 10.0),
-    ("*.mlp.proj", 10.0),
-    ("*norm*", 1.0),
-    ("blocks.2.mlp.*", 1.0),
-    ("*", 0.0),
-)
+NEW_LR = 1e-3
+NEW = ("*.mlp.conv", "*.mlp.proj")
 #: of the swapped-memory control: tokens read before, and parts of the text after them
 BEFORE, AFTER = 4096, (0, 128, 256, 512, 1024)
 
+
+#: of the needles: tokens of a prompt
+NEEDLES = NeedleEval(
+    kinds=("single", "multi-key"), lengths=(1024, 4096), questions=48, batch=24, max_new_tokens=16
+)
 
 released = InPlaceTTT(layers=LAYERS, chunk=CHUNK, lr=3.0)
 plain = dataclasses.replace(released, proj=False, lr=0.1)
@@ -65,8 +73,9 @@ class Arm(NamedTuple):
     """A model and how it is trained."""
 
     ttt: InPlaceTTT = SILENT
-    updates: bool = True  # False is the checkpoint as it is
-    full: bool = False  # attention sees all tokens
+    lr: float | None = 1e-4  # None is the checkpoint as it is
+    sight: int | None = SIGHT  # tokens that attention sees; None is all
+    trained: Literal["all", "convolutions"] = "all"
 
     @property
     def writes(self) -> bool:
@@ -75,26 +84,24 @@ class Arm(NamedTuple):
 
 
 BASE, CONTROL = "checkpoint", "continued"
-RELEASED, BEST = "continued, writes as released", "continued, writes with a cap"
-ARMS = {
-    BASE: Arm(updates=False),
-    CONTROL: Arm(),
-    RELEASED: Arm(released),
-    BEST: Arm(dataclasses.replace(plain, cap=0.02)),
-    "checkpoint, full attention": Arm(updates=False, full=True),
-    "continued, full attention": Arm(full=True),
+#: of the search: arms without writes, whose best learning rate all arms of the table have
+RATES = {f"{CONTROL}, rate {lr:g}": Arm(lr=lr) for lr in (3e-5, 1e-4, 3e-4)}
+#: the released form, and forms that are not
+AS_RELEASED = {
+    f"released, η {lr:g}": Arm(dataclasses.replace(released, lr=lr)) for lr in (0.1, 0.3, 1, 3)
 }
-#: the same number of settings for either form
-SEARCHED = {
+OTHERS = {
     f"{name}, η {lr:g}": Arm(dataclasses.replace(ttt, lr=lr))
     for name, ttt, rates in (
-        ("released", released, (0.3, 3.0)),
+        ("released, cap 0.02", dataclasses.replace(released, cap=0.02), (0.3, 3)),
         ("no projection", plain, (0.03, 0.1)),
+        ("no projection, decay 0.9", dataclasses.replace(plain, decay=0.9), (0.1,)),
         ("no projection, cap 0.02", dataclasses.replace(plain, cap=0.02), (0.1, 0.3)),
         ("no projection, cap 0.05", dataclasses.replace(plain, cap=0.05), (0.1, 0.3)),
     )
     for lr in rates
 }
+SEARCHED = RATES | AS_RELEASED | OTHERS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,9 +114,11 @@ class Options:
         seeds: runs an arm, seeds 1, 2, ...; the search has seed 0.
         search: compare settings on the validation book.
         arms: only these.
-        steps: updates of one row.
+        steps: updates.
+        batch: rows of an update.
         windows: windows of each book.
         quick: 2 updates, one window of 2,048 tokens, one seed.
+        chosen: the JSON of the search that settings are taken from.
         out: the JSON.
         runs: directory of the run directories.
         keep: leave the checkpoints of runs that are done.
@@ -121,39 +130,121 @@ class Options:
     search: bool = False
     arms: tuple[str, ...] = ()
     steps: int = 100
-    windows: int = 4
+    batch: int = 4
+    windows: int = 8
     quick: bool = False
+    chosen: Path | None = None
     out: Path | None = None
     runs: Path = Path("runs/continued")
     keep: bool = False
 
 
-def with_sight(checkpoint: Path, runs: Path, full: bool) -> Path:
-    """A copy of the checkpoint in which attention sees `SIGHT` tokens, or all of them."""
-    if full:
+def best(runs: list[dict[str, Any]], arms: dict[str, Arm]) -> Arm:
+    """The arm of the search that loses least from 1,024 tokens on, over the validation book.
+
+    Raises:
+        SystemExit: one was not searched.
+    """
+    found = {}
+    for name in arms:
+        run = next((run for run in runs if run["arm"] == name), None)
+        if run is None:
+            raise SystemExit(f"the search has no run of {name!r}: first run it, with --search")
+        (parts,) = run["validation_losses"].values()
+        found[name] = weighted(parts, PARTS.index(1024))
+    return arms[min(found, key=found.__getitem__)]
+
+
+def weighted(parts: list[list[float]], first: int) -> float:
+    """Mean loss a token of the parts from one on, of which the last may be as short as its mean."""
+    widths = np.diff([*PARTS, WINDOW])[first : len(parts)]
+    return float(np.average(np.mean(parts[first:], 1), weights=widths))
+
+
+def table_arms(runs: list[dict[str, Any]]) -> dict[str, Arm]:
+    """The arms of the table, with the settings that a search has chosen."""
+    lr = best(runs, RATES).lr
+    form, other = (best(runs, x).ttt for x in (AS_RELEASED, OTHERS))
+    arms = {BASE: Arm(lr=None), "checkpoint, full attention": Arm(lr=None, sight=None)}
+    for sight, name in ((SIGHT, ""), (None, ", full attention"), (1024, ", sees 1,024")):
+        arms |= {
+            f"{CONTROL}{name}": Arm(lr=lr, sight=sight),
+            f"{CONTROL}{name}, writes as released": Arm(form, lr, sight),
+            f"{CONTROL}{name}, best writes": Arm(other, lr, sight),
+        }
+    name = "checkpoint, best writes, convolutions trained"
+    return arms | {name: Arm(other, trained="convolutions")}
+
+
+def table(record: dict[str, Any]) -> str:
+    """A line for each book and arm: losses without writes by position, and differences to them.
+
+    Errors are over windows; of several seeds, of the mean over them.
+    """
+    runs, lines = record["runs"], []
+    searched = all(run["arm"] in SEARCHED for run in runs)
+    key, control = (
+        ("validation_losses", "continued, rate 0.0001") if searched else ("losses", CONTROL)
+    )
+    of = lambda arm, book: np.mean([r[key][book] for r in runs if r["arm"] == arm], 0)
+    for book in next(run for run in runs if run["arm"] == control)[key]:
+        base = of(control, book)
+        ends = [*PARTS[1:], WINDOW][: len(base)]
+        if not lines:
+            heads = [f"{start:,}–{end:,}" for start, end in zip(PARTS, ends, strict=False)]
+            lines += [
+                f"| book | arm | seeds | {' | '.join(heads)} |",
+                f"|---|---|---|{len(ends) * '---|'}",
+            ]
+        for arm in dict.fromkeys(run["arm"] for run in runs):
+            less = of(arm, book) - base[: len(of(arm, book))]
+            error = less.std(1, ddof=1) / less.shape[1] ** 0.5
+            cells = [f"{m:+.3f} ± {e:.3f}" for m, e in zip(less.mean(1), error, strict=True)]
+            if arm == control:
+                cells = [f"{x:.3f}" for x in base.mean(1)]
+            cells += ["–"] * (len(base) - len(cells))
+            seeds = sum(run["arm"] == arm for run in runs)
+            name = book.removesuffix(".txt").replace("_", " ")
+            lines.append(f"| {name} | {arm} | {seeds} | {' | '.join(cells)} |")
+    run = runs[0]
+    size = (
+        f"{max(r['updates'] for r in runs)} updates of {run['batch']} rows of {run['row']:,} tokens"
+    )
+    device, made = run["machine"]["device"], f"jax {run['versions']['jax']}; {run['date'][:10]}."
+    return "\n".join([*lines, "", f"{size}, {run['windows']} windows of a book; {device}; {made}"])
+
+
+def with_sight(checkpoint: Path, runs: Path, sight: int | None) -> Path:
+    """A copy of the checkpoint in which attention sees that many tokens; itself for all of them."""
+    if sight is None:
         return checkpoint
-    folder = runs / f"sees-{SIGHT}"
+    folder = runs / f"sees-{sight}"
     if not (folder / "config.json").exists():
         model = fw.hf.load(checkpoint)
-        config = dataclasses.replace(model.config, windows=(SIGHT,) * model.config.layers)
-        partial = folder.with_suffix(".partial")
+        config = dataclasses.replace(model.config, windows=(sight,) * model.config.layers)
+        # processes beside this one may make it too
+        partial = folder.with_name(f"{folder.name}.partial{os.getpid()}")
         shutil.rmtree(partial, ignore_errors=True)
         fw.hf.save(books_long.with_config(model, config), partial, like=checkpoint)
         shutil.copy(checkpoint / "tokenizer.json", partial)
-        partial.rename(folder)
+        with contextlib.suppress(OSError):
+            partial.rename(folder)
+        shutil.rmtree(partial, ignore_errors=True)
     return folder
+
+
+def factors(lr: float, arm: Arm) -> tuple[tuple[str, float], ...]:
+    """The factor of the learning rate of each parameter; see `Optim.rates`."""
+    new = NEW_LR / lr if arm.writes else 0.0
+    names = NEW if arm.ttt.proj else NEW[:1]
+    return (*((name, new) for name in names), ("*", float(arm.trained == "all")))
 
 
 def run_config(arm: Arm, options: Options, seed: int) -> Config:
     """The config of a run."""
-    start = with_sight(options.checkpoint, options.runs, arm.full)
+    start = with_sight(options.checkpoint, options.runs, arm.sight)
     known = books.base_config(options.data, None).task
     assert isinstance(known, Language)
-    still = () if arm.writes else ("*.mlp.conv",)
-    still += () if arm.ttt.proj else ("*.mlp.proj",)
-    rates = tuple(pair for pair in RATES if pair[0] not in still)
-    if not arm.writes:  # the convolutions are in blocks.2.mlp too
-        rates = (("*.mlp.conv", 0.0), *rates)
     steps = options.steps
     return Config(
         task=dataclasses.replace(known, length=ROW, tokenizer=str(start), drift=False),
@@ -161,19 +252,19 @@ def run_config(arm: Arm, options: Options, seed: int) -> Config:
             fw.hf.inspect(start), ttt=arm.ttt, remat="block", max_length=WINDOW
         ),
         optim=Optim(
-            lr=1e-4,
+            lr=arm.lr or 0.0,
             schedule="cosine",
             decay_steps=steps,
             warmup=min(10, steps // 10),
             clip=1.0,
-            rates=rates,
+            rates=() if arm.lr is None else factors(arm.lr, arm),
         ),
         train=Train(
             steps=steps,
-            batch=1,
+            batch=options.batch,
             eval_every=steps,
             eval_examples=2,
-            checkpoint_every=20,
+            checkpoint_every=20 if jax.default_backend() == "cpu" else steps,
             log_every=5,
             keep_last=1,
         ),
@@ -181,13 +272,6 @@ def run_config(arm: Arm, options: Options, seed: int) -> Config:
         seed=seed,
         start=str(start),
     )
-
-
-def losses_by_part(
-    model: Decoder, config: Config, split: str, windows: int, length: int
-) -> dict[str, list[list[float]]]:
-    """As that of `books_long`, a window at a time."""
-    return books_long.losses_by_part(model, config, split, windows, length, PARTS, 1)
 
 
 @jax.jit
@@ -246,44 +330,77 @@ def swapped(model: Decoder, config: Config, places: int) -> dict[str, list[list[
     return {name: np.transpose(rows).tolist() for name, rows in found.items()}
 
 
-def run(arm: Arm, config: Config, folder: Path, windows: int, length: int) -> dict[str, Any]:
+def needles(model: Decoder, tokenizer: Path, length: int) -> list[dict[str, Any]]:
+    """Recall of needles by kind and length of a prompt, as `fastweights eval` reports it."""
+    if model.config.ttt and model.config.ttt.chunk == SILENT.chunk:
+        model = without_ttt(model)  # its state would keep the keys of a chunk
+    lengths = tuple(n for n in NEEDLES.lengths if n <= length)
+    if not lengths:
+        return []
+    settings = dataclasses.replace(NEEDLES, lengths=lengths)
+    asked = Pretrained(model, checkpoint_tokenizer(tokenizer), ends(tokenizer))
+    return summary(evaluate(asked, settings))["cells"]
+
+
+def run(arm: Arm, config: Config, folder: Path, options: Options, length: int) -> dict[str, Any]:
     """Train one run, or go on with it, and measure it."""
     history: list[dict[str, float]] = []
-    if arm.updates:
+    assert config.start is not None
+    assert isinstance(config.model, DecoderConfig)
+    if arm.lr is None:
+        model = books_long.with_config(fw.hf.load(config.start, ttt=arm.ttt), config.model)
+    else:
         result = train(config, folder, quiet=True)
         model, history = result.state.model, result.history
-    else:
-        assert config.start is not None
-        model = fw.hf.load(config.start, ttt=arm.ttt)
-    # a model that attends to all is measured within the length that it was made for
-    if arm.full:
-        length = min(length, 8192)
+    # a model that attends to all reads no more than it was made for
+    read = length if arm.sight else min(length, LIMIT)
+    losses = lambda model, split: books_long.losses_by_part(
+        model, config, split, options.windows, length, PARTS, 1, read
+    )
     found: dict[str, Any] = {
-        "updates": config.train.steps if arm.updates else 0,
+        "updates": config.train.steps if arm.lr else 0,
+        "batch": options.batch,
+        "row": ROW,
         "seed": config.seed,
-        "windows": windows,
-        "validation_losses": losses_by_part(model, config, "validation", windows, length),
+        "windows": options.windows,
+        "rate": arm.lr,
+        "sight": arm.sight,
+        "trained": arm.trained,
+        "ttt": dataclasses.asdict(arm.ttt) if arm.writes else None,
+        "validation_losses": losses(model, "validation"),
         "history": history,
     }
-    return found | {"model": model, "length": length}
+    if options.search:
+        return found
+    found["losses"] = losses(model, "test")
+    if config.seed == 1:
+        found["needles"] = needles(model, Path(config.start), read)
+    if arm.writes:
+        silent = books_long.with_options(model, {"chunk": WINDOW})
+        found["losses_without_writes"] = losses(silent, "test")
+        if arm.sight:
+            found["swapped"] = swapped(model, config, min(4, options.windows))
+    return found
 
 
 def main(options: Options) -> None:
     """Run what is missing and save after each."""
-    length = 8192 if options.search else WINDOW
+    length = LIMIT if options.search else WINDOW
     if options.quick:
-        options, length = dataclasses.replace(options, steps=2, windows=1, seeds=1), 2048
+        options = dataclasses.replace(options, steps=2, batch=1, windows=1, seeds=1)
+        length = ROW
     default = SEARCH if options.search else OUT
     out = options.out or (options.runs / default.name if options.quick else default)
-    read = lambda: json.loads(out.read_text())["runs"] if out.exists() else []
-    arms = {CONTROL: ARMS[CONTROL]} | SEARCHED if options.search else ARMS
+    of = lambda file: json.loads(file.read_text())["runs"] if file.exists() else []
+    read = lambda: of(out)
+    arms = SEARCHED if options.search else table_arms(of(options.chosen or SEARCH))
     if unknown := set(options.arms) - set(arms):
         raise SystemExit(f"no arm {unknown.pop()!r}; there are {', '.join(arms)}")
     books_long.same_settings(read(), out, windows=options.windows)
     for seed in (0,) if options.search else range(1, options.seeds + 1):
         for name in options.arms or arms:
             arm = arms[name]
-            if not arm.updates and seed > 1:
+            if arm.lr is None and seed > 1:
                 continue  # no seed changes the checkpoint
             if (name, seed) in {(r["arm"], r["seed"]) for r in read()}:
                 continue
@@ -291,18 +408,12 @@ def main(options: Options) -> None:
             about["command"] = about["command"].replace(str(options.checkpoint), "SMOLLM2")
             begun = time.monotonic()
             config = run_config(arm, options, seed)
-            folder = options.runs / f"{name.replace(' ', '-').replace(',', '')}-seed{seed}"
-            result = run(arm, config, folder, options.windows, length)
-            model, measured = result.pop("model"), result.pop("length")
-            if not options.search:
-                result["losses"] = losses_by_part(model, config, "test", options.windows, measured)
-                if arm.writes:
-                    result["swapped"] = swapped(model, config, places=1 if options.quick else 3)
+            folder = options.runs / f"{books_long.folder_name(name)}-seed{seed}"
+            result = run(arm, config, folder, options, length)
             minutes = round((time.monotonic() - begun) / 60, 1)
             done = about | {"arm": name, "minutes": minutes} | result
             harness.save(about | {"runs": [*read(), done]}, out)
             print(f"{name}, seed {seed}: {minutes} minutes", flush=True)
-            del model
             if not options.keep:
                 shutil.rmtree(folder, ignore_errors=True)
 

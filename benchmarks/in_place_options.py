@@ -3,6 +3,7 @@
     python benchmarks/in_place_options.py            minutes; writes the JSON
     python benchmarks/in_place_options.py --quick    a small size; writes build/ only
 
+On a GPU the size is that of one layer of Qwen3-4B in bfloat16, and the JSON is another one.
 Times are of the layer alone, from z and v to y, forward and with all gradients, interleaved.
 Options of a row with documents are compared with the released form of the same row. Memory is
 XLA's plan of output and gradients for one layer of Qwen3-4B's size over 32,768 tokens, compiled and
@@ -11,10 +12,12 @@ never run.
 
 import dataclasses
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import compiled
+import gpu_layer
 import harness
 import in_place_jax
 import in_place_reference as reference
@@ -86,18 +89,27 @@ def layer(name: str, chunk: int, lr: float, length: int) -> Callable[[Array, Arr
 
 def measure(size: Size, training: bool, rounds: int) -> dict[str, Any]:
     """All forms at one size: milliseconds, and the ratio to the released form."""
-    inputs = [jnp.asarray(x) for x in reference.problem(size, 0)]
-    runs = {}
-    for name in (*FORMS, *(f"{form}, 4 documents" for form in ("released", "cap", "decay"))):
+    on_gpu = jax.default_backend() == "gpu"
+    inputs = gpu_layer.inputs(size, 0) if on_gpu else map(jnp.asarray, reference.problem(size, 0))
+    inputs = tuple(inputs)
+
+    def made(name: str) -> harness.Contender:
         own = layer(name, size.chunk, size.lr, size.length)
-        function = in_place_jax.value_and_grad(own) if training else lambda *a, own=own: own(*a[:3])
-        runs[name] = compiled.contender(function, *inputs)
+        function = in_place_jax.value_and_grad(own) if training else lambda *a: own(*a[:3])
+        return compiled.contender(function, *inputs)
+
+    names = (*FORMS, *(f"{form}, 4 documents" for form in ("released", "cap", "decay")))
+    with ThreadPoolExecutor(max(1, harness.cores() - 1)) as pool:
+        runs = dict(zip(names, pool.map(made, names), strict=True))
     seconds = harness.interleave({name: one.run for name, one in runs.items()}, rounds)
     base = lambda name: PACKED if "documents" in name else RELEASED
     return {
         **size._asdict(),
         "mode": "train" if training else "forward",
-        "contenders": {name: harness.summary(seconds[name]) for name in runs},
+        "contenders": {
+            name: harness.summary(seconds[name]) | {"temp_bytes": one.temp_bytes}
+            for name, one in runs.items()
+        },
         "over_released": {name: harness.ratio(seconds, name, base(name)) for name in runs},
     }
 
@@ -119,24 +131,33 @@ def table(record: dict[str, Any]) -> str:
     groups = record["groups"]
     heads = [f"{g['mode']}, T {g['length']:,}, C {g['chunk']}" for g in groups]
     chunks = [str(x["chunk"]) for x in record["memory"]]
-    memory = [f"GiB, C {chunk}" for chunk in chunks]
+    memory = [f"GiB, C {chunk}" for chunk in chunks] or [f"GiB, {g['mode']}" for g in groups]
     lines = [f"| form | {' | '.join(heads + memory)} |", "|---|" + (len(heads + memory)) * "---|"]
     for name in groups[0]["contenders"]:
         cells = [f"{g['over_released'][name]['median']:.2f}" for g in groups]
         for plan in record["memory"]:
             used = plan["temp_bytes"].get(name)
             cells.append("–" if used is None else f"{used / 2**30:.2f}")
+        if not chunks:
+            cells += [f"{g['contenders'][name]['temp_bytes'] / 2**30:.2f}" for g in groups]
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    machine = f"{record['machine']['cpu']}, one core"
+    machine = record["machine"].get("device", "cpu")
+    machine = f"{record['machine']['cpu']}, one core" if machine == "cpu" else machine
     about = f"{machine}; jax {record['versions']['jax']}; {record['date'][:10]}."
     return "\n".join([*lines, "", about])
 
 
 def main(options: Options) -> None:
     """Measure, save, print the table."""
-    harness.keep_to(options.cores)
+    on_gpu = jax.default_backend() == "gpu"
+    if not on_gpu:
+        harness.keep_to(options.cores)
     sizes, rounds = (SMALL, 2) if options.quick else (SIZES, options.rounds)
-    out = options.out or (ROOT / "build" / OUT.name if options.quick else OUT)
+    default = OUT
+    if on_gpu:
+        default = OUT.with_stem(f"{OUT.stem}_gpu")
+        sizes = (Size(LARGE[0], 1024, *LARGE[1:]),) if not options.quick else sizes
+    out = options.out or (ROOT / "build" / default.name if options.quick else default)
     about = harness.circumstances(("fastweights", "jax", "jaxlib", "numpy"))
     groups = [measure(size, training, rounds) for size in sizes for training in (False, True)]
     large = (64, 16, 32) if options.quick else LARGE
@@ -149,6 +170,7 @@ def main(options: Options) -> None:
         for chunk in ((16, 8) if options.quick else CHUNKS)
         if options.memory
     ]
+    about["machine"]["device"] = jax.devices()[0].device_kind
     record = about | {"groups": groups, "memory": memory}
     harness.save(record, out)
     print(table(record))

@@ -16,6 +16,7 @@ import books_mixers
 import books_why
 import catch
 import claims
+import continued
 import decode_page
 import fst
 import fst_continual
@@ -47,6 +48,9 @@ PAGES = {
     ROOT / "docs" / "in_place_ttt.md": (
         "real_checkpoint",
         "in_place_options",
+        "in_place_options_gpu",
+        "continued_search",
+        "continued",
         "books",
         "books_long",
         "books_ablations",
@@ -68,6 +72,9 @@ PAGES = {
 SPEED = {
     "in_place": in_place_page.tables,
     "in_place_options": in_place_options.table,
+    "in_place_options_gpu": in_place_options.table,
+    "continued_search": continued.table,
+    "continued": continued.table,
     "decode": decode_page.tables,
     "gpu": gpu_page.tables,
     "mixers": mixers.tables,

@@ -145,20 +145,26 @@ def test_continued_pretraining_from_checkpoint_to_table(script, tmp_path, monkey
     for name, value in {
         "SIGHT": 16,
         "ROW": 32,
-        "WINDOW": 64,
+        "WINDOW": 320,
         "CHUNK": 8,
         "PARTS": (0, 8, 32),
         "BEFORE": 16,
         "AFTER": (0, 8, 16),
-        "SILENT": dataclasses.replace(ttt, chunk=64, cap=None),
+        "SILENT": dataclasses.replace(ttt, chunk=320, cap=None),
+        "NEEDLES": dataclasses.replace(
+            continued.NEEDLES, kinds=("single",), lengths=(256,), questions=2, digits=2
+        ),
+        "LIMIT": 32,
     }.items():
         monkeypatch.setattr(continued, name, value)
     arms = {
-        "checkpoint": continued.Arm(continued.SILENT, updates=False),
-        "continued": continued.Arm(continued.SILENT),
-        "writes": continued.Arm(ttt),
+        "checkpoint": continued.Arm(continued.SILENT, lr=None, sight=16),
+        "continued": continued.Arm(continued.SILENT, sight=16),
+        "writes": continued.Arm(ttt, sight=16),
+        "writes, full attention": continued.Arm(ttt, sight=None),
+        "convolutions": continued.Arm(ttt, sight=16, trained="convolutions"),
     }
-    monkeypatch.setattr(continued, "ARMS", arms)
+    monkeypatch.setattr(continued, "table_arms", lambda search: arms)
     out = tmp_path / "out.json"
     options = continued.Options(
         checkpoint=tmp_path / "start",
@@ -173,20 +179,26 @@ def test_continued_pretraining_from_checkpoint_to_table(script, tmp_path, monkey
     continued.main(options)
     runs = {run["arm"]: run for run in json.loads(out.read_text())["runs"]}
     assert list(runs) == list(arms)
-    for run in runs.values():
-        assert np.shape(run["losses"]["c.txt"]) == np.shape(run["losses"]["d.txt"]) == (3, 2)
+    for name, run in runs.items():
+        parts = 2 if "full" in name else 3
+        assert np.shape(run["losses"]["c.txt"]) == np.shape(run["losses"]["d.txt"]) == (parts, 2)
+        assert [cell["length"] for cell in run["needles"]] == ([] if "full" in name else [256])
         assert str(tmp_path) not in json.dumps(run)
     # one update of learning rate 0 and one of half a rate: losses move, and not by the writes alone
     assert runs["continued"]["losses"] != runs["checkpoint"]["losses"]
+    silent = runs["writes"]["losses_without_writes"]["c.txt"]
+    assert silent[0] == runs["writes"]["losses"]["c.txt"][0]  # the first chunk: nothing is written
+    assert silent[1:] != runs["writes"]["losses"]["c.txt"][1:]
+    # trained convolutions are used by writes alone
+    assert runs["convolutions"]["losses_without_writes"] == runs["checkpoint"]["losses"]
     swapped = runs["writes"]["swapped"]
     assert "swapped" not in runs["continued"]
     assert set(swapped) == {"none", "another book", "its own past"}
-    assert all(np.shape(x) == (2, 6) for x in swapped.values())
+    assert all(np.shape(x) == (2, 4) for x in swapped.values())
     assert swapped["none"] != swapped["another book"] != swapped["its own past"]
-    # what is trained: norms and the MLP of block 2, with the convolution only where it writes
     model = continued.fw.hf.load(tmp_path / "runs" / "sees-16", ttt=continued.SILENT)
     moved = {}
-    for arm in ("continued", "writes"):
+    for arm in ("continued", "writes", "convolutions"):
         config = continued.run_config(arms[arm], options, 1)
         found = continued.train(config, tmp_path / "runs" / f"{arm}-seed1", quiet=True).state.model
         flat = jax.tree_util.tree_flatten_with_path
@@ -196,7 +208,34 @@ def test_continued_pretraining_from_checkpoint_to_table(script, tmp_path, monkey
             if not np.array_equal(a, b)
         }
     assert moved["writes"] - moved["continued"] == {"blocks.2.mlp.conv"}
-    assert moved["continued"] == {
-        path for path in moved["continued"] if "norm" in path or path.startswith("blocks.2.mlp.")
-    }
-    assert {f"blocks.2.mlp.{x}.kernel" for x in ("gate", "up", "down")} < moved["continued"]
+    assert moved["convolutions"] == {"blocks.2.mlp.conv"}
+    everything = {path_name(keys) for keys, _ in flat(model)[0]}
+    assert moved["continued"] == everything - {"blocks.2.mlp.conv"}
+
+
+def test_settings_of_the_table_are_the_best_of_the_search(script):
+    continued = script("continued")
+    runs = [
+        {"arm": name, "validation_losses": {"a": [[9.0, 9.0]] * 3 + [[2.0, 4.0], [3.0, 5.0]]}}
+        for name in continued.SEARCHED
+    ]
+    better = ["continued, rate 0.0003", "released, η 0.1", "no projection, cap 0.05, η 0.1"]
+    for run in runs:
+        run["validation_losses"]["a"][4][0] -= run["arm"] in better
+        # the first 1,024 tokens do not choose
+        run["validation_losses"]["a"][0][0] -= run["arm"] == "released, η 3"
+    assert continued.weighted(runs[0]["validation_losses"]["a"], 3) == pytest.approx(11 / 3)
+    arms = continued.table_arms(runs)
+    assert arms["continued"].lr == 3e-4
+    found = arms["continued, full attention, writes as released"]
+    assert (found.ttt, found.lr, found.sight) == (
+        continued.SEARCHED["released, η 0.1"].ttt,
+        3e-4,
+        None,
+    )
+    assert (arms["continued, best writes"].ttt.cap, arms["continued, best writes"].ttt.lr) == (
+        0.05,
+        0.1,
+    )
+    with pytest.raises(SystemExit, match="no run of 'continued, rate 3e-05'"):
+        continued.table_arms(runs[1:])
