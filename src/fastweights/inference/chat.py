@@ -5,13 +5,14 @@ a long conversation costs no more a line than a short one, and the fast weights 
 """
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import jax
 import numpy as np
 from jax import Array
 
-from fastweights.errors import ConfigError, FastWeightsError
+from fastweights.errors import ConfigError, DataError, FastWeightsError
 from fastweights.inference.prompt import extend
 from fastweights.inference.state import State, capacity, drift, empty, reset
 from fastweights.inference.storage import load, save
@@ -19,7 +20,10 @@ from fastweights.inference.stream import stream
 from fastweights.inference.templates import PLAIN, Template
 from fastweights.models.decoder import Decoder
 
+#: tokens of a file read at a time, so that memory does not grow with its length
+PIECE = 512
 HELP = """commands:
+  /read FILE    read a text file, and answer nothing
   /reset        forget everything: text and fast weights
   /save FILE    write the state to a file
   /load FILE    go on from such a file
@@ -31,6 +35,11 @@ HELP = """commands:
 
 class Tokenizer(Protocol):
     """What a chat needs of a tokenizer."""
+
+    @property
+    def opening(self) -> Sequence[int]:
+        """Tokens that every text begins with."""
+        ...
 
     def encode(self, text: str) -> Any:
         """Token ids of a text."""
@@ -101,7 +110,7 @@ def chat(
             return state
         try:
             if line.startswith("/"):
-                state = command(model, state, forks, line, show)
+                state = command(model, tokenizer, state, forks, line, show)
             elif line:
                 text = template.turn(line, first=not int(state.lengths[0]))
                 read = np.asarray(tokenizer.encode(text), np.int32)
@@ -188,8 +197,41 @@ def write(
             shown = text
 
 
+def read_file(model: Decoder, tokenizer: Tokenizer, state: State, file: Path) -> State:
+    """The state that has read a text file too, in pieces.
+
+    Raises:
+        DataError: the file cannot be read, or is not UTF-8.
+        ConfigError: there is no room for it.
+    """
+    try:
+        text = file.read_bytes().decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            "this file cannot be read as UTF-8 text", where=file, cause=str(error)
+        ) from error
+    begun = int(state.lengths[0])
+    opening = () if begun else tokenizer.opening
+    tokens = np.array([*opening, *tokenizer.encode(text)], np.int32)
+    if begun + len(tokens) >= capacity(state):
+        raise ConfigError(
+            f"the conversation has {begun} tokens and the file {len(tokens)}, the state holds "
+            f"{capacity(state)}, an answer among them",
+            where=file,
+            next="/reset forgets the conversation; --max-length makes room for a longer one",
+        )
+    for start in range(0, len(tokens), PIECE):
+        state = extend(model, state, tokens[None, start : start + PIECE])
+    return state
+
+
 def command(
-    model: Decoder, state: State, forks: list[State], line: str, show: Callable[[str], Any]
+    model: Decoder,
+    tokenizer: Tokenizer,
+    state: State,
+    forks: list[State],
+    line: str,
+    show: Callable[[str], Any],
 ) -> State:
     """Carry out a line that starts with /; the state to go on with."""
     name, _, rest = line.strip().partition(" ")
@@ -197,8 +239,12 @@ def command(
     if name == "/reset":
         show("[forgotten]\n")
         return reset(model, state)
-    if name in ("/save", "/load") and not rest:
+    if name in ("/read", "/save", "/load") and not rest:
         raise ConfigError(f"{name} needs a file", where=line)
+    if name == "/read":
+        state = read_file(model, tokenizer, state, Path(rest))
+        show(f"[{int(state.lengths[0])} tokens{summary(model, state)}]\n")
+        return state
     if name == "/save":
         save(model, state, rest)
         show(f"[saved to {rest}]\n")
