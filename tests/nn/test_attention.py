@@ -12,6 +12,7 @@ from tolerances import assert_close
 from fastweights.errors import ConfigError
 from fastweights.nn import attention
 from fastweights.nn.attention import Attention, attend, attend_in_blocks
+from fastweights.nn.attention_cached import Cache, attend_cached
 from fastweights.nn.rope import Rope
 
 
@@ -127,6 +128,40 @@ def test_no_square_of_scores(window, packed):
 
     assert temporary(4096) < 2.2 * temporary(2048)
     assert temporary(4096) < 4 * 4096**2  # bytes of the scores of one head
+
+
+@pytest.mark.parametrize("window", [None, 1, 64, 300, 700])
+@pytest.mark.parametrize("heads, kv_heads", [(4, 2), (3, 3)])
+@pytest.mark.parametrize("new", [1, 9])
+def test_a_cache_is_read_as_far_as_it_is_filled(window, heads, kv_heads, new):
+    """Rows of other lengths in one batch; slots that are not filled yet hold large numbers."""
+    starts, room = [0, 300, 697], 1100
+    _, k, v = draw(1, 3, room, heads, kv_heads, 8)
+    q = draw(2, 3, new, heads, kv_heads, 8)[0]
+    for row, start in enumerate(starts):
+        k[row, start + new :], v[row, start + new :] = 50, 1e6
+    slots = lambda x: jnp.stack([jnp.zeros_like(x), jnp.asarray(x)]).swapaxes(2, 3)
+    cache = Cache(*(slots(x.astype(np.float32)) for x in (k, v)))
+    positions = jnp.asarray(np.array(starts)[:, None] + np.arange(new))
+    y = attend_cached(jnp.asarray(q, jnp.float32), cache, 1, positions, window)
+    for row, start in enumerate(starts):
+        # the reference wants a query for every key; those before the new ones are not looked at
+        full = np.zeros((1, start + new, heads, 8))
+        full[0, start:] = q[row]
+        some = slice(max(0, start - (window or start)), start + new)
+        expected = reference(full[:, some], k[row : row + 1, some], v[row : row + 1, some], window)
+        assert_close(y[row], expected[0, -new:])
+
+
+def test_a_piece_does_not_make_scores_of_all_slots():
+    def temporary(room):
+        shapes = [(1, 256, 4, 16), (1, 1, 2, room, 16), (1, 1, 2, room, 16), (1, 256)]
+        q, k, v, at = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)
+        call = lambda q, k, v, at: attend_cached(q, Cache(k, v), 0, at.astype(int), None)
+        used = jax.jit(call).lower(q, k, v, at).compile().memory_analysis()
+        return used.temp_size_in_bytes
+
+    assert temporary(16_384) < 1.1 * temporary(2048)
 
 
 def test_softmax_is_float32_in_bfloat16():

@@ -1,8 +1,8 @@
 """Attention of new tokens to a cache of keys and values.
 
-One token a row has its own form, whose products take the cache in its layout.
-`jax.nn.dot_product_attention` transposes keys and values at every token, on a CPU most of the cost
-of attention.
+On a CPU only filled slots in the window are read, in blocks: a state has room for the longest text,
+and most of it is empty. One token a row has a form of its own elsewhere too, whose products take
+the cache in its layout: `jax.nn.dot_product_attention` transposes keys and values at every token.
 """
 
 import functools
@@ -45,12 +45,14 @@ def attend_cached(
     Returns:
         `[B, T, N, h]` in the dtype of the cache.
     """
-    q = q.astype(cache.k.dtype)
-    if q.shape[1] == 1:
-        return attend_one(q, cache, jnp.asarray(turn), positions, window)
-    seen = in_sight(positions, jnp.arange(cache.k.shape[3]), window)
-    k, v = (jnp.swapaxes(x[turn], 1, 2) for x in cache)
-    return jax.nn.dot_product_attention(q, k, v, mask=seen[:, None], implementation="xla")
+    q, turn = q.astype(cache.k.dtype), jnp.asarray(turn)
+    room, filled = (functools.partial(f, window=window) for f in (attend_room, attend_filled))
+    if q.shape[1] > 1:
+        room = functools.partial(attend_piece, window=window)
+    # with rows split over devices, no device knows the positions of the other rows
+    if any(sizes(q).get(axis, 1) > 1 for axis in BATCH):
+        filled = room
+    return lax.platform_dependent(q, cache, turn, positions, cpu=filled, default=room)
 
 
 def in_sight(positions: Array, slots: Array, window: int | None) -> Array:
@@ -59,30 +61,45 @@ def in_sight(positions: Array, slots: Array, window: int | None) -> Array:
     return (ago >= 0) if window is None else (ago >= 0) & (ago < window)
 
 
-def attend_one(q: Array, cache: Cache, turn: Array, positions: Array, window: int | None) -> Array:
-    """`attend_cached` for one token a row."""
-    rows, _, heads, size = q.shape
-    room = functools.partial(attend_room, window=window)
-    filled = functools.partial(attend_filled, window=window)
-    # with rows split over devices, no device knows the positions of the other rows
-    if any(sizes(q).get(axis, 1) > 1 for axis in BATCH):
-        filled = room
-    grouped = q.reshape(rows, cache.k.shape[2], -1, size)  # [B, K, N/K, h]
-    y = lax.platform_dependent(grouped, cache, turn, positions, cpu=filled, default=room)
-    return y.reshape(rows, 1, heads, size)
+def attend_piece(
+    q: Array, cache: Cache, turn: Array, positions: Array, window: int | None
+) -> Array:
+    """`attend_cached` over all S slots at once."""
+    seen = in_sight(positions, jnp.arange(cache.k.shape[3]), window)
+    k, v = (jnp.swapaxes(x[turn], 1, 2) for x in cache)
+    return jax.nn.dot_product_attention(q, k, v, mask=seen[:, None], implementation="xla")
+
+
+def grouped(q: Array, kv_heads: int) -> Array:
+    """Queries by the head of keys that they read: `[B, T, N, h] -> [B, K, T N/K, h]`."""
+    rows, length, _, size = q.shape
+    q = q.reshape(rows, length, kv_heads, -1, size)
+    return jnp.swapaxes(q, 1, 2).reshape(rows, kv_heads, -1, size)
+
+
+def ungrouped(y: Array, length: int) -> Array:
+    """The inverse of `grouped`: `[B, K, T N/K, h] -> [B, T, N, h]`."""
+    rows, kv_heads, _, size = y.shape
+    y = jnp.swapaxes(y.reshape(rows, kv_heads, length, -1, size), 1, 2)
+    return y.reshape(rows, length, -1, size)
 
 
 def attend_room(q: Array, cache: Cache, turn: Array, positions: Array, window: int | None) -> Array:
-    """`attend_one` over all S slots at once, `[B, K, N/K, h] -> [B, K, N/K, h]`."""
+    """`attend_cached` of one token a row over all S slots at once."""
     k, v = cache.k[turn], cache.v[turn]
-    scores = scores_of(q, k, in_sight(positions, jnp.arange(k.shape[2]), window))
-    weights = jax.nn.softmax(scores).astype(v.dtype)
-    return lax.dot_general(weights, v, (((3,), (2,)), ((0, 1), (0, 1))))
+    seen = in_sight(positions, jnp.arange(k.shape[2]), window)
+    weights = jax.nn.softmax(scores_of(grouped(q, k.shape[1]), k, seen)).astype(v.dtype)
+    y = lax.dot_general(weights, v, (((3,), (2,)), ((0, 1), (0, 1))))
+    return ungrouped(y, q.shape[1])
 
 
 def scores_of(q: Array, k: Array, seen: Array) -> Array:
-    """Scores of `q [B, K, N/K, h]` over `k [B, K, S, h]`, float32 `[B, K, N/K, S]`."""
+    """Scores of `q [B, K, T N/K, h]` over `k [B, K, S, h]`, float32 `[B, K, T N/K, S]`.
+
+    `seen` is `[B, T, S]`, of the queries of a token.
+    """
     each = ((0, 1), (0, 1))
+    seen = jnp.repeat(seen, q.shape[2] // seen.shape[1], axis=1)
     scores = lax.dot_general(k, q, (((3,), (3,)), each), preferred_element_type=jnp.float32)
     scores = jnp.swapaxes(scores, 2, 3) * q.shape[-1] ** -0.5
     return jnp.where(seen[:, None], scores, jnp.finfo(jnp.float32).min)
@@ -91,12 +108,12 @@ def scores_of(q: Array, k: Array, seen: Array) -> Array:
 def attend_filled(
     q: Array, cache: Cache, turn: Array, positions: Array, window: int | None
 ) -> Array:
-    """`attend_room` over the filled slots in the window, in blocks.
+    """`attend_cached` over the filled slots in the window, in blocks.
 
-    On a CPU the time is proportional to the bytes read, and most slots of a state are empty.
     Softmax is summed up as in FlashAttention (Dao et al. 2022, arXiv 2205.14135).
     """
-    room = cache.k.shape[3]
+    length, room = q.shape[1], cache.k.shape[3]
+    q = grouped(q, cache.k.shape[2])
     block = min(room, BLOCK)
     last = jnp.minimum(jnp.max(positions), room - 1)
     first = jnp.zeros_like(last)
@@ -128,4 +145,4 @@ def attend_filled(
     lowest = jnp.full_like(none, jnp.finfo(jnp.float32).min)
     start = lowest, none, jnp.zeros(q.shape, jnp.float32)
     _, total, mixed = lax.fori_loop(first // block, last // block + 1, read, start)
-    return (mixed / total[..., None]).astype(q.dtype)
+    return ungrouped((mixed / total[..., None]).astype(q.dtype), length)
