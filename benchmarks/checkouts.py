@@ -111,6 +111,18 @@ def contenders(only: list[str]) -> tuple[dict[str, Callable[[], Any]], dict[str,
         add(f"attention {rows}, {length}, {window} forward", attention, *qkv)
         add(f"attention {rows}, {length}, {window} train", jax.grad(attention, (0, 1, 2)), *qkv)
 
+    pieces = (512, 2048, 32_768, 512), (512, 4096, 8192, None), (64, 400, 600, None)
+    for new, filled, room, window in pieces if wanted("cached attention") else ():
+        from fastweights.nn.attention_cached import Cache, attend_cached
+
+        keys = jax.random.split(jax.random.key(0), 3)
+        q = jax.random.normal(keys[0], (1, new, 9, 64))
+        cache = Cache(*(jax.random.normal(key, (1, 1, 3, room, 64)) for key in keys[1:]))
+        places = (filled + jnp.arange(new))[None]
+        see = functools.partial(attend_cached, turn=0, window=window)
+        read = lambda q, cache, places, see=see: see(q, cache, positions=places)
+        add(f"cached attention {new} after {filled} of {room}, {window}", read, q, cache, places)
+
     if wanted("books train"):
         config = load_config(str(ROOT / "configs" / "books.py"))
         tokens = jnp.asarray(np.random.default_rng(0).integers(0, 256, (2, 1024)), jnp.int32)
