@@ -1,9 +1,9 @@
 """Continued pretraining of a real checkpoint with and without in-place TTT: loss by position.
 
-    python benchmarks/real_checkpoint.py fetch SMOLLM2
+    python benchmarks/real_checkpoint.py fetch --out SMOLLM2
     python benchmarks/continued.py --checkpoint SMOLLM2 --data DIR --search   # settings, one seed
     python benchmarks/continued.py --checkpoint SMOLLM2 --data DIR            # the table
-    python benchmarks/continued.py --checkpoint SMOLLM2 --data DIR --quick
+    python benchmarks/continued.py --checkpoint SMOLLM2 --data DIR --quick   # and --search
 
 DIR holds the books of `configs/books.py`. Attention sees 512 tokens, so that a longer memory can
 help; other arms see 1,024 or all. Trained arms have the same rows, updates and learning rate, and
@@ -14,7 +14,6 @@ is not run again; one that was stopped goes on from its checkpoint. A run takes 
 hours on a core; on a CPU, `--batch 1 --steps 40` is the smallest that shows a difference.
 """
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -29,6 +28,7 @@ import harness
 import jax
 import jax.numpy as jnp
 import numpy as np
+import real_checkpoint
 import tyro
 from jax import Array
 
@@ -140,7 +140,7 @@ class Options:
 
 
 def best(runs: list[dict[str, Any]], arms: dict[str, Arm]) -> Arm:
-    """The arm of the search that loses least from 1,024 tokens on, over the validation book.
+    """The arm of the search with the least loss from 1,024 tokens on, over the validation book.
 
     Raises:
         SystemExit: one was not searched.
@@ -156,7 +156,7 @@ def best(runs: list[dict[str, Any]], arms: dict[str, Arm]) -> Arm:
 
 
 def weighted(parts: list[list[float]], first: int) -> float:
-    """Mean loss a token of the parts from one on, of which the last may be as short as its mean."""
+    """Mean loss a token of the parts from one on, from the numbered one on."""
     widths = np.diff([*PARTS, WINDOW])[first : len(parts)]
     return float(np.average(np.mean(parts[first:], 1), weights=widths))
 
@@ -179,33 +179,38 @@ def table_arms(runs: list[dict[str, Any]]) -> dict[str, Arm]:
 def table(record: dict[str, Any]) -> str:
     """A line for each book and arm: losses without writes by position, and differences to them.
 
-    Errors are over windows; of several seeds, of the mean over them.
+    A difference is between runs of the same seeds. Errors are over windows, of the mean over seeds.
     """
     runs, lines = record["runs"], []
     searched = all(run["arm"] in SEARCHED for run in runs)
-    key, control = (
-        ("validation_losses", "continued, rate 0.0001") if searched else ("losses", CONTROL)
-    )
-    of = lambda arm, book: np.mean([r[key][book] for r in runs if r["arm"] == arm], 0)
-    for book in next(run for run in runs if run["arm"] == control)[key]:
-        base = of(control, book)
+    key, control = "losses", CONTROL
+    if searched:
+        key, control = "validation_losses", f"{CONTROL}, rate {Arm().lr:g}"
+    losses = {(run["arm"], run["seed"]): run[key] for run in runs}
+    seeds = lambda arm: {seed for name, seed in losses if name == arm}
+    mean = lambda arm, seeds, book: np.mean([losses[arm, seed][book] for seed in sorted(seeds)], 0)
+    if not seeds(control):
+        return f"{control} has no run yet."
+    for book in losses[control, min(seeds(control))]:
+        base = mean(control, seeds(control), book)
         ends = [*PARTS[1:], WINDOW][: len(base)]
         if not lines:
             heads = [f"{start:,}–{end:,}" for start, end in zip(PARTS, ends, strict=False)]
-            lines += [
-                f"| book | arm | seeds | {' | '.join(heads)} |",
-                f"|---|---|---|{len(ends) * '---|'}",
-            ]
+            lines.append(f"| book | arm | seeds | {' | '.join(heads)} |")
+            lines.append(f"|---|---|---|{len(ends) * '---|'}")
         for arm in dict.fromkeys(run["arm"] for run in runs):
-            less = of(arm, book) - base[: len(of(arm, book))]
+            shared = seeds(arm) & seeds(control)
+            if not shared:
+                continue
+            own = mean(arm, shared, book)
+            less = own - mean(control, shared, book)[: len(own)]
             error = less.std(1, ddof=1) / less.shape[1] ** 0.5
             cells = [f"{m:+.3f} ± {e:.3f}" for m, e in zip(less.mean(1), error, strict=True)]
             if arm == control:
                 cells = [f"{x:.3f}" for x in base.mean(1)]
             cells += ["–"] * (len(base) - len(cells))
-            seeds = sum(run["arm"] == arm for run in runs)
             name = book.removesuffix(".txt").replace("_", " ")
-            lines.append(f"| {name} | {arm} | {seeds} | {' | '.join(cells)} |")
+            lines.append(f"| {name} | {arm} | {len(shared)} | {' | '.join(cells)} |")
     run = runs[0]
     size = (
         f"{max(r['updates'] for r in runs)} updates of {run['batch']} rows of {run['row']:,} tokens"
@@ -219,17 +224,18 @@ def with_sight(checkpoint: Path, runs: Path, sight: int | None) -> Path:
     if sight is None:
         return checkpoint
     folder = runs / f"sees-{sight}"
-    if not (folder / "config.json").exists():
-        model = fw.hf.load(checkpoint)
-        config = dataclasses.replace(model.config, windows=(sight,) * model.config.layers)
+    if not folder.exists():
         # processes beside this one may make it too
         partial = folder.with_name(f"{folder.name}.partial{os.getpid()}")
         shutil.rmtree(partial, ignore_errors=True)
-        fw.hf.save(books_long.with_config(model, config), partial, like=checkpoint)
-        shutil.copy(checkpoint / "tokenizer.json", partial)
-        with contextlib.suppress(OSError):
+        shutil.copytree(checkpoint, partial)
+        real_checkpoint.put_window(partial, sight)
+        try:
             partial.rename(folder)
-        shutil.rmtree(partial, ignore_errors=True)
+        except OSError:
+            if not folder.exists():
+                raise
+            shutil.rmtree(partial)
     return folder
 
 
@@ -391,12 +397,13 @@ def main(options: Options) -> None:
         length = ROW
     default = SEARCH if options.search else OUT
     out = options.out or (options.runs / default.name if options.quick else default)
+    chosen = options.chosen or (options.runs / SEARCH.name if options.quick else SEARCH)
     of = lambda file: json.loads(file.read_text())["runs"] if file.exists() else []
     read = lambda: of(out)
-    arms = SEARCHED if options.search else table_arms(of(options.chosen or SEARCH))
+    arms = SEARCHED if options.search else table_arms(of(chosen))
     if unknown := set(options.arms) - set(arms):
         raise SystemExit(f"no arm {unknown.pop()!r}; there are {', '.join(arms)}")
-    books_long.same_settings(read(), out, windows=options.windows)
+    books_long.same_settings(read(), out, windows=options.windows, batch=options.batch)
     for seed in (0,) if options.search else range(1, options.seeds + 1):
         for name in options.arms or arms:
             arm = arms[name]

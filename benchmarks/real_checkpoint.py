@@ -82,10 +82,12 @@ def fetch(options: Fetch) -> bool:
     """Write the checkpoint; whether there was something to do.
 
     Raises:
-        ConfigError: a package is missing, or the directory holds another dtype or window.
+        ConfigError: a package is missing, no window, or another dtype or window there.
         CheckpointError: the directory holds something else.
         DataError: the download failed, or is not the file that it should be.
     """
+    if options.window is not None and options.window < 1:
+        raise ConfigError(f"the window is {options.window}", where="--window", next="at least 1")
     if written(options.out, options.dtype, options.window):
         return False
     for name in ("torch", "transformers", "gguf", "accelerate"):
@@ -104,10 +106,7 @@ def fetch(options: Fetch) -> bool:
     shutil.rmtree(part, ignore_errors=True)
     convert(weights, part, options.dtype)
     if options.window is not None:
-        file = part / "config.json"
-        config = json.loads(file.read_text())
-        config |= {WINDOWS: [options.window] * config["num_hidden_layers"]}
-        file.write_text(json.dumps(config, indent=2))
+        put_window(part, options.window)
     weights.unlink()
     part.rename(options.out)
     return True
@@ -135,6 +134,14 @@ def written(out: Path, dtype: str, window: int | None) -> bool:
                 next="give another --out, or remove it",
             )
     return True
+
+
+def put_window(folder: Path, window: int) -> None:
+    """Set the tokens that attention of every layer sees, in a checkpoint's config.json."""
+    file = folder / "config.json"
+    config = json.loads(file.read_text())
+    config |= {WINDOWS: [window] * config["num_hidden_layers"]}
+    file.write_text(json.dumps(config, indent=2))
 
 
 def download(folder: Path) -> Path:

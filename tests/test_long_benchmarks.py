@@ -239,3 +239,16 @@ def test_settings_of_the_table_are_the_best_of_the_search(script):
     )
     with pytest.raises(SystemExit, match="no run of 'continued, rate 3e-05'"):
         continued.table_arms(runs[1:])
+
+
+def test_the_table_compares_runs_of_the_same_seed(script):
+    continued = script("continued")
+    about = {"updates": 40, "batch": 4, "row": 2048, "windows": 2, "date": "2026-11-28T00:00:00"}
+    about |= {"machine": {"device": "a GPU"}, "versions": {"jax": "0.11.2"}}
+    run = lambda arm, seed, *parts: about | {"arm": arm, "seed": seed, "losses": {"a.txt": parts}}
+    control = [run("continued", 1, [3.0, 3.0], [2.0, 4.0]), run("continued", 2, [5.0, 5.0], [1, 1])]
+    other = run("continued, full attention", 2, [4.0, 4.5])  # read to the end of the first part
+    lines = continued.table({"runs": [*control, other]}).splitlines()
+    assert lines[2] == "| a | continued | 2 | 4.000 | 2.000 |"
+    assert lines[3] == "| a | continued, full attention | 1 | -0.750 ± 0.250 | – |"
+    assert continued.table({"runs": [other]}) == "continued has no run yet."

@@ -98,6 +98,8 @@ def test_a_wheel_becomes_a_checkpoint_that_is_the_same_in_both(real, tmp_path, m
     with pytest.raises(ConfigError, match="with window None, not 8"):
         real.fetch(dataclasses.replace(options, window=8))
     assert real.fetch(dataclasses.replace(options, out=tmp_path / "window", window=8))
+    with pytest.raises(ConfigError, match="the window is 0"):
+        real.fetch(dataclasses.replace(options, out=tmp_path / "none", window=0))
     narrow = hf.inspect(tmp_path / "window")
     assert narrow == dataclasses.replace(found.model.config, windows=(8,) * narrow.layers)
     assert real.fetch(real.Fetch(tmp_path / "wheel", tmp_path / "half"))
