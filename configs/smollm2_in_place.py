@@ -5,8 +5,8 @@
     fastweights chat --model runs/smollm2_in_place
     fastweights export-hf --run-dir runs/smollm2_in_place OUT
 
-DIR holds books as UTF-8 .txt files; the three named below are held out. Only the convolutions of the
-targets are trained, 14,400 numbers: before its first write the model is SmolLM2 with a window.
+DIR holds books as UTF-8 .txt files; the three named below are held out. Only the convolutions of
+the targets are trained, 14,400 numbers: before its first write the model is SmolLM2 with a window.
 
 40 updates of a row of 2,048 tokens, about 20 minutes on one CPU core. A write is not projected, and
 tokens read at most 2 % of ‖W0‖ on top of W0 (`cap`): the released form, η = 3 without a cap, fails
