@@ -117,6 +117,7 @@ class Options:
         steps: updates.
         batch: rows of an update.
         windows: windows of each book.
+        questions: of each kind and length of needles; 48 by default.
         quick: 2 updates, one window of 2,048 tokens, one seed.
         chosen: the JSON of the search that settings are taken from.
         out: the JSON.
@@ -132,6 +133,7 @@ class Options:
     steps: int = 100
     batch: int = 4
     windows: int = 8
+    questions: int | None = None
     quick: bool = False
     chosen: Path | None = None
     out: Path | None = None
@@ -142,16 +144,18 @@ class Options:
 def best(runs: list[dict[str, Any]], arms: dict[str, Arm]) -> Arm:
     """The arm of the search with the least loss from 1,024 tokens on, over the validation book.
 
+    A search that is not whole chooses from the runs that it has.
+
     Raises:
-        SystemExit: one was not searched.
+        SystemExit: none was searched.
     """
     found = {}
-    for name in arms:
-        run = next((run for run in runs if run["arm"] == name), None)
-        if run is None:
-            raise SystemExit(f"the search has no run of {name!r}: first run it, with --search")
-        (parts,) = run["validation_losses"].values()
-        found[name] = weighted(parts, PARTS.index(1024))
+    for run in runs:
+        if run["arm"] in arms:
+            (parts,) = run["validation_losses"].values()
+            found[run["arm"]] = weighted(parts, PARTS.index(1024))
+    if not found:
+        raise SystemExit(f"the search has no run of {' or '.join(arms)}: run one, with --search")
     return arms[min(found, key=found.__getitem__)]
 
 
@@ -336,14 +340,17 @@ def swapped(model: Decoder, config: Config, places: int) -> dict[str, list[list[
     return {name: np.transpose(rows).tolist() for name, rows in found.items()}
 
 
-def needles(model: Decoder, tokenizer: Path, length: int) -> list[dict[str, Any]]:
+def needles(model: Decoder, tokenizer: Path, length: int, questions: int) -> list[dict[str, Any]]:
     """Recall of needles by kind and length of a prompt, as `fastweights eval` reports it."""
     if model.config.ttt and model.config.ttt.chunk == SILENT.chunk:
         model = without_ttt(model)  # its state would keep the keys of a chunk
     lengths = tuple(n for n in NEEDLES.lengths if n <= length)
     if not lengths:
         return []
-    settings = dataclasses.replace(NEEDLES, lengths=lengths)
+    asked_for = questions or NEEDLES.questions
+    settings = dataclasses.replace(
+        NEEDLES, lengths=lengths, questions=asked_for, batch=min(NEEDLES.batch, asked_for)
+    )
     asked = Pretrained(model, checkpoint_tokenizer(tokenizer), ends(tokenizer))
     return summary(evaluate(asked, settings))["cells"]
 
@@ -380,7 +387,7 @@ def run(arm: Arm, config: Config, folder: Path, options: Options, length: int) -
         return found
     found["losses"] = losses(model, "test")
     if config.seed == 1:
-        found["needles"] = needles(model, Path(config.start), read)
+        found["needles"] = needles(model, Path(config.start), read, options.questions)
     if arm.writes:
         silent = books_long.with_options(model, {"chunk": WINDOW})
         found["losses_without_writes"] = losses(silent, "test")
