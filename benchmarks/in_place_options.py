@@ -44,6 +44,7 @@ FORMS: dict[str, tuple[dict[str, Any], dict[str, float]]] = {
     "cap": ({"cap": 0.02}, {}),
     "row norm": ({"row_norm": True}, {}),
     "spectral norm": ({"spectral": True}, {}),
+    "residual": ({"residual": True}, {}),
     "learned η": ({}, {"gain": 1.0}),
     "learned decay": ({"decay": 0.9}, {"decay": 0.9}),
     "cap, decay": ({"cap": 0.02, "decay": 0.9}, {}),

@@ -237,8 +237,15 @@ def test_settings_of_the_table_are_the_best_of_the_search(script):
         0.05,
         0.1,
     )
-    with pytest.raises(SystemExit, match="no run of 'continued, rate 3e-05'"):
-        continued.table_arms(runs[1:])
+    # a search that is not whole: the best of the runs that it has
+    few = [run for run in runs if run["arm"] in ("continued, rate 3e-05", "released, η 1")]
+    with pytest.raises(SystemExit, match="no run of released, cap 0.02, η 0.3 or"):
+        continued.table_arms(few)
+    few += [run for run in runs if run["arm"] == "no projection, η 0.1"]
+    arms = continued.table_arms(few)
+    assert arms["continued"].lr == 3e-5
+    assert arms["continued, writes as released"].ttt.lr == 1
+    assert arms["continued, best writes"].ttt == continued.SEARCHED["no projection, η 0.1"].ttt
 
 
 def test_the_table_compares_runs_of_the_same_seed(script):

@@ -171,6 +171,7 @@ CONFIGS = {
             decay_learned=True,
             lr_learned=True,
             spectral=True,
+            residual=True,
             cap=0.02,
             row_norm=True,
         ),

@@ -59,6 +59,11 @@ CASES = {
         layers=2,
         ttt=InPlaceTTT(layers=(0, 1), chunk=3, decay=0.6, spectral=True, row_norm=True),
     ),
+    "ttt_residual": change(
+        LLAMA,
+        layers=2,
+        ttt=InPlaceTTT(layers=(0, 1), chunk=3, lr=0.9, residual=True, decay=0.8, clip=0.5),
+    ),
     "ttt_every_layer": change(LLAMA, layers=2, ttt=InPlaceTTT(layers=(0, 1), chunk=1, proj=False)),
 }
 

@@ -18,6 +18,7 @@ OPTIONS = [
     {"cap": 0.2},
     {"cap": 0.2, "decay": 0.7, "row_norm": True},
     {"clip": 0.3},
+    {"residual": True, "decay": 0.7},
     {"decay": 0.6, "decay_learned": True, "lr_learned": True},
 ]
 
@@ -56,7 +57,11 @@ def loops(mlp, x, t, ids, passed):
             mine = here[-1] if here[-1] else owner  # padding lets its document go on
             if here[-1] and mine != owner:
                 added, owner = np.zeros_like(w0), mine
-            write = ttt.lr * v[row, at : at + C].T @ (z[row, at : at + C] * (here == mine)[:, None])
+            keys = z[row, at : at + C] * (here == mine)[:, None]
+            write = ttt.lr * v[row, at : at + C].T @ keys
+            if ttt.residual:
+                write = write - ttt.lr * added @ keys.T @ keys
+                write /= max(norm(keys) ** 2, 1e-12)
             size = norm(write)
             if ttt.clip and size > ttt.clip:
                 write *= ttt.clip / size

@@ -41,6 +41,7 @@ VARIANTS = [
     Hebbian(form=Form.ATTENTION, decay=0.0),
     InPlace(lr=0.5, chunk_size=5),
     InPlace(lr=0.5, chunk_size=3, decay=0.6, cap=0.3, spectral=True),
+    InPlace(lr=0.5, chunk_size=3, residual=True),
     InPlace(lr=0.5, chunk_size=3, clip=0.4, clip_relative=True),
     InPlace(
         chunk_size=5,

@@ -8,6 +8,7 @@ from tolerances import assert_close
 
 from fastweights.rules import InPlace, chunk_scan, run, scan
 from fastweights.rules.in_place import Token, attention, inner_loss
+from fastweights.rules.losses import squared
 
 D, F = 3, 5
 
@@ -35,7 +36,7 @@ def read_by(xp, w0, W, cap=None, row_norm=False):
     return W
 
 
-def loop(w0, start, z, v, *, chunk, lr, segments, limit=np.inf, decay=1.0, **reads):
+def loop(w0, start, z, v, *, chunk, lr, segments, limit=np.inf, decay=1.0, residual=False, **reads):
     """The definition, a token at a time: what it reads was written by earlier chunks of its own."""
     ids = np.ones(len(z), int) if segments is None else np.asarray(segments)
     documents = [i for i in ids if i > 0]
@@ -44,7 +45,11 @@ def loop(w0, start, z, v, *, chunk, lr, segments, limit=np.inf, decay=1.0, **rea
         W = start if document == documents[0] else w0
         for j in range(chunks):
             own = [s for s in range(j * chunk, j * chunk + chunk) if ids[s] == document]
-            write = shortened(lr * sum((np.outer(v[s], z[s]) for s in own), 0 * w0), limit)
+            said = {s: (W - w0) @ z[s] if residual else 0 for s in own}
+            write = lr * sum((np.outer(v[s] - said[s], z[s]) for s in own), 0 * w0)
+            if residual and own:
+                write = write / sum(z[s] @ z[s] for s in own)
+            write = shortened(write, limit)
             W = w0 + decay * (W - w0) + write
         return W
 
@@ -62,7 +67,9 @@ def read_jax(w0, W, cap=None, row_norm=False):
     return read_by(jnp, w0, W, row_norm=row_norm)
 
 
-def by_gradient(w0, start, z, v, *, chunk, lr, segments, limit=None, decay=1.0, **reads):
+def by_gradient(
+    w0, start, z, v, *, chunk, lr, segments, limit=None, decay=1.0, residual=False, **reads
+):
     """Each document's chunks in turn, each write a gradient step on the inner loss."""
     ids = np.ones(len(z), int) if segments is None else np.asarray(segments)
     documents = list(dict.fromkeys(i for i in ids.tolist() if i > 0))
@@ -77,7 +84,14 @@ def by_gradient(w0, start, z, v, *, chunk, lr, segments, limit=None, decay=1.0, 
             if rows:
                 y = y.at[np.array(rows)].set(z[np.array(rows)] @ look(W).T)
             if rows and first + chunk <= len(z):
-                step = -lr * jax.grad(inner_loss)(W, z[np.array(rows)], v[np.array(rows)])
+                own, pulled = z[np.array(rows)], v[np.array(rows)]
+                if residual:  # the squared loss of what D alone says
+                    square = lambda D, own=own, pulled=pulled: (
+                        0.5 * jnp.sum((own @ D.T - pulled) ** 2)
+                    )
+                    step = -lr * jax.grad(square)(W - w0) / jnp.sum(own**2)
+                else:
+                    step = -lr * jax.grad(inner_loss)(W, own, pulled)
                 norm = jnp.sqrt(jnp.sum(step**2))
                 after += step if limit is None else step * jnp.minimum(1.0, limit / norm)
             if first + chunk <= len(z):
@@ -141,9 +155,15 @@ CASES = [  # length, chunk, documents, clip, seed
     (11, 4, late, {"cap": 0.2}, 32),
     (17, 1, one_document, {"row_norm": True, "decay": 0.9}, 33),
     (3, 4, late, {"row_norm": True}, 34),
+    (13, 4, one_document, {"residual": True}, 35),
+    (12, 4, one_document, {"residual": True, "clip": 0.1, "decay": 0.8}, 36),
+    (7, 1, one_document, {"residual": True}, 37),
+    (20, 4, many, {"residual": True, "cap": 0.1}, 38),
+    (11, 4, late, {"residual": True, "row_norm": True, "decay": 0.6}, 39),
+    (23, 3, two, {"residual": True}, 40),
 ]
 #: options that by_gradient and loop take as they are
-SAME = ("decay", "cap", "row_norm")
+SAME = ("decay", "cap", "row_norm", "residual")
 LR = 0.4
 
 
@@ -213,7 +233,7 @@ def test_the_clipped_cases_clip():
             how |= {name: clip[name] for name in SAME if name in clip}
             free, _ = loop(w0, start, z, v, **how)
             clipped, _ = loop(w0, start, z, v, **how, limit=limit_of(w0, **clip))
-            assert np.abs(free - clipped).max() > 0.1
+            assert np.abs(free - clipped).max() > (0.01 if "residual" in clip else 0.1)
 
 
 def test_the_capped_cases_are_capped():
@@ -227,6 +247,43 @@ def test_the_capped_cases_are_capped():
                 np.abs(loop(*inputs, **how)[0] - loop(*inputs, **how | {"cap": None})[0]).max()
                 > 0.1
             )
+
+
+def test_the_residual_takes_off_what_was_written():
+    """A case whose second write did not depend on the first would show nothing."""
+    cases = [case for case in CASES if "residual" in case[3]]
+    assert len(cases) >= 5
+    for length, chunk, documents, options, seed in cases:
+        (w0, start, z, v), _ = problem(seed, length)
+        how = {"chunk": chunk, "lr": LR, "segments": documents(length)}
+        how |= {name: options[name] for name in SAME if name in options}
+        free, _ = loop(w0, start, z, v, **how | {"residual": False})
+        assert np.abs(free - loop(w0, start, z, v, **how)[0]).max() > 0.01
+
+
+def test_a_residual_write_is_a_step_on_the_squared_loss():
+    """By the general form, with unit keys and the read of W0 added to the targets."""
+    (w0, _, z, v), _ = problem(3, 14)
+    z = z / np.linalg.norm(z, axis=1, keepdims=True)
+    w0, z, v = (jnp.asarray(x, jnp.float32) for x in (w0, z, v))
+    y, final = chunk_scan(w0, z, v, chunk=4, lr=LR, residual=True)
+    general = InPlace(lr=LR / 4, chunk_size=4, loss=squared)
+    state, ys = run(general, general.init(w0), Token(z, v + z @ w0.T))
+    assert_close(ys, y)
+    assert_close(state.weights, final)
+
+
+def test_residual_writes_of_equal_keys_do_not_grow():
+    """64 chunks with the same keys and targets: D says the target, where plain writes say 64."""
+    z, v = np.tile(np.eye(2, F), (64, 1)), np.tile(np.ones((2, D)), (64, 1))
+    sums = {
+        residual: chunk_scan(
+            jnp.zeros((D, F)), *map(jnp.float32, (z, v)), chunk=2, lr=1.0, residual=residual
+        )[1]
+        for residual in (False, True)
+    }
+    assert_close(sums[False][:, :2], np.full((D, 2), 64.0))
+    assert_close(sums[True][:, :2], np.ones((D, 2)), "float32")
 
 
 @pytest.mark.parametrize("decay", [1.0, 0.8])
@@ -254,6 +311,7 @@ def test_attention_form_is_the_scan(seed, length, chunk, decay):
         {"clip": 0.5, "decay": 0.7},
         {"cap": 0.2, "spectral": True},
         {"row_norm": True, "decay": 0.7},
+        {"residual": True, "decay": 0.7, "clip": 0.1},
     ],
 )
 @pytest.mark.parametrize("length,chunk", [(13, 4), (6, 1), (3, 5)])
@@ -269,7 +327,8 @@ def test_the_rule_is_the_scan(length, chunk, clip):
         assert_close(state.weights, final)
         rest = length // chunk * chunk
         assert state.count == length - rest
-        assert_close(state.pending, LR * v[rest:].T @ z[rest:])
+        pulled = v - z @ (final - w0).T if rule.residual else v
+        assert_close(state.pending, LR * pulled[rest:].T @ z[rest:])
 
 
 def test_a_sequence_can_go_on_from_the_state_of_its_first_part():
@@ -310,6 +369,7 @@ def test_a_sequence_can_go_on_from_the_state_of_its_first_part():
         {"row_norm": True},
         {"spectral": True},
         {"cap": 0.1, "decay": 0.3},
+        {"residual": True},
     ],
 )
 @pytest.mark.parametrize("packed", [False, True])
@@ -361,8 +421,10 @@ def test_a_write_of_nothing_is_not_divided_by_its_size():
     """Zeros and a limit: finite gradients."""
     zeros = jnp.zeros((D, F)), jnp.zeros((6, F)), jnp.zeros((6, D))
     how = {"chunk": 2, "lr": 1.0, "clip": 1.0, "clip_relative": True}
-    for ids in (None, jnp.zeros(6, int)):
-        value = lambda *a, ids=ids: jnp.sum(chunk_scan(*a, **how, segments=ids)[0])
+    for ids, more in [(None, {}), (jnp.zeros(6, int), {}), (None, {"residual": True})]:
+        value = lambda *a, ids=ids, more=more: jnp.sum(
+            chunk_scan(*a, **how | more, segments=ids)[0]
+        )
         for grad in jax.jit(jax.grad(value, argnums=(0, 1, 2)))(*zeros):
             assert np.isfinite(grad).all()
 
@@ -413,9 +475,10 @@ ONES = jnp.ones((2, 2)), jnp.ones((3, 2)), jnp.ones((3, 2))
         (lambda: InPlace(chunk_size=0), "chunk_size must be at least 1"),
         (lambda: InPlace(clip=0.0), "clip must be positive"),
         (lambda: InPlace(decay=1.1), "decay must be from 0 to 1"),
-        (lambda: InPlace(decay=0.5, loss=inner_loss), "clip, decay, spectral and total go"),
+        (lambda: InPlace(decay=0.5, loss=inner_loss), "clip, decay, spectral, residual and"),
         (lambda: InPlace(cap=0.0), "cap must be positive"),
-        (lambda: InPlace(spectral=True, loss=inner_loss), "clip, decay, spectral and total go"),
+        (lambda: InPlace(spectral=True, loss=inner_loss), "go without loss and optimizer"),
+        (lambda: InPlace(residual=True, loss=inner_loss), "go without loss and optimizer"),
         (lambda: chunk_scan(*ONES, chunk=0, lr=1.0), "chunk must be at least 1"),
         (lambda: chunk_scan(*ONES, chunk=1, lr=1.0, decay=-0.1), "decay must be from 0 to 1"),
         (

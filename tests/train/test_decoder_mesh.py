@@ -48,6 +48,9 @@ FORGETS = dataclasses.replace(LEARNS, ttt=dataclasses.replace(TTT, decay=0.6))
 CAPPED = dataclasses.replace(
     LEARNS, ttt=dataclasses.replace(TTT, cap=0.05, row_norm=True, spectral=True)
 )
+RESIDUAL = dataclasses.replace(
+    LEARNS, ttt=dataclasses.replace(TTT, residual=True, cap=0.05, clip=0.1)
+)
 LEARNED = dataclasses.replace(
     LEARNS,
     ttt=dataclasses.replace(TTT, decay=0.6, decay_learned=True, lr_learned=True, cap=0.05),
@@ -117,6 +120,7 @@ def compiled(config, sizes, packed, gradient):
         ((1, 1, 4), FORGETS, True),
         ((2, 1, 2), CAPPED, False),
         ((1, 1, 4), LEARNED, True),
+        ((2, 1, 4), RESIDUAL, True),
         ((4, 1, 2), PLAIN, False),
         ((4, 1, 2), LEARNS, False),
         ((2, 2, 2), TIED, True),

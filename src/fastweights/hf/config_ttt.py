@@ -23,6 +23,7 @@ OURS: dict[str, type] = {
     "decay_learned": bool,
     "lr_learned": bool,
     "spectral": bool,
+    "residual": bool,
     "cap": float,
     "row_norm": bool,
 }

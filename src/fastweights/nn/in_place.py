@@ -8,6 +8,7 @@ and the outputs are those of the plain MLP. The convolution stays inside its chu
 write is read by later chunks only, so no output depends on a later token.
 """
 
+import dataclasses
 import functools
 from typing import Any, Literal, overload
 
@@ -111,20 +112,13 @@ class InPlaceMLP(MLP):
         return v @ self.proj[...].astype(v.dtype) if ttt.proj else v
 
     def rule(self, total: Total = jnp.sum) -> InPlace:
-        """The update rule; `total` sums an array over all F columns."""
-        ttt = self.ttt
-        return InPlace(
-            lr=ttt.lr,
-            chunk_size=ttt.chunk,
-            clip=ttt.clip,
-            clip_relative=ttt.clip_relative,
-            clip_after_lr=ttt.clip_after_lr,
-            decay=ttt.decay,
-            spectral=ttt.spectral,
-            cap=ttt.cap,
-            row_norm=ttt.row_norm,
-            total=total,
-        )
+        """The update rule, whose options have their names here too.
+
+        `total` sums an array over all F columns.
+        """
+        own = {field.name for field in dataclasses.fields(InPlace)}
+        same = {name: x for name, x in vars(self.ttt).items() if name in own}
+        return InPlace(chunk_size=self.ttt.chunk, total=total, **same)
 
     def learned(self) -> dict[str, Array]:
         """Learned λ and η over `ttt.lr`, each `[]` float32, as `InPlace.init` takes them."""

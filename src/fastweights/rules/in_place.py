@@ -9,8 +9,8 @@ first and written after it:
 
 As released, W - W0 grows with every chunk. Options that the paper has not bound it. With a decay λ
 the write is W <- W0 + λ (W - W0) + η Σ_t v_t z_tᵀ, so a chunk's write counts λⁿ after n more of
-them. With a cap or a row norm W stays the sum, and a read takes another matrix than W
-(in_place_write.py).
+them. With a cap or a row norm W stays the sum, and a read takes another matrix than W; a
+residual write takes off what D = W - W0 already says of the chunk (in_place_write.py).
 
 The write is one gradient step on `inner_loss`, -Σ_t <W z_t, v_t>, which is linear in W. So what a
 chunk writes does not depend on W, and reading is linear attention in which z is key and query, v
@@ -47,10 +47,12 @@ from fastweights.rules.in_place_write import (
     check_options,
     clip_norm,
     commit,
-    deltas,
     effective,
+    errors,
     inner_loss,
+    over_energy,
     read_scales,
+    summed,
     write_limit,
 )
 from fastweights.rules.losses import Loss, dot_product
@@ -81,13 +83,15 @@ class State(NamedTuple):
     """Fast weights and the part of a chunk that waits for the rest of it."""
 
     weights: Array  # [d, f] float32, read by every token of the present chunk
-    #: [d, f] float32, of the tokens since the last write: η Σ v zᵀ, or the sum of the gradients of
-    #: the inner loss if the rule has a loss or an optimiser of its own
+    #: [d, f] float32, of the tokens since the last write: η Σ v zᵀ, with the error of D for v in a
+    #: residual write, or the sum of the gradients of the inner loss if the rule has a loss or an
+    #: optimiser of its own
     pending: Array
     count: Array  # [] int32, number of those tokens
     scales: Scales  # numbers of the sequence that options need
     slow: Array  # [d, f] float32, W0, the weights that a document starts from
     optimizer: Any = ()  # state of the inner optimiser, if the rule has one
+    energy: Array | None = None  # [] float32, Σ|z|² of the pending tokens, for a residual write
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +108,8 @@ class InPlace(Rule):
         decay: λ, from 0 to 1: before a write, W - W0 is multiplied by it. The paper has none.
         spectral: Σ v zᵀ is divided by its largest singular value, before the clip: η is the norm
             of a write (arXiv 2606.21803).
+        residual: a write takes off what D = W - W0 says of the chunk's own keys, and is divided by
+            their squared norm: η / Σ|z|² Σ (v - D z) zᵀ. An η below 2 is stable for any z.
         cap: r, the largest ‖W - W0‖ / ‖W0‖ at a read; None for no cap.
         row_norm: a read scales the rows of W to the norms of those of W0 (arXiv 2606.21803).
         total: sums an array over all columns of W, for a caller that has a part of them.
@@ -119,7 +125,7 @@ class InPlace(Rule):
 
     Raises:
         ValueError: `chunk_size`, `clip` or `cap` is not positive, `decay` is not from 0 to 1, or
-            `clip`, `decay`, `spectral` or `total` is given with a loss or an optimiser.
+            `clip`, `decay`, `spectral`, `residual` or `total` is given with a loss or an optimiser.
     """
 
     lr: float = 0.3
@@ -129,6 +135,7 @@ class InPlace(Rule):
     clip_after_lr: bool = True
     decay: float = 1.0
     spectral: bool = False
+    residual: bool = False
     cap: float | None = None
     row_norm: bool = False
     total: Total = dataclasses.field(default=jnp.sum, repr=False)
@@ -144,10 +151,11 @@ class InPlace(Rule):
         if self.clip is not None and not self.clip > 0:
             raise ValueError(f"clip must be positive or None, got {self.clip}")
         check_options(self.decay, self.cap)
-        others = self.clip is not None or self.decay != 1 or self.spectral
+        others = self.clip is not None or self.decay != 1 or self.spectral or self.residual
         if self.learner and (others or self.total is not jnp.sum):
             raise ValueError(
-                "clip, decay, spectral and total go without loss and optimizer, which have them"
+                "clip, decay, spectral, residual and total go without loss and optimizer, which "
+                "have them"
             )
 
     @property
@@ -160,7 +168,8 @@ class InPlace(Rule):
     @property
     def plan(self) -> Plan:
         """Constants of a scan whose last write is not wanted."""
-        return Plan(self.chunk_size, self.lr, False, self.total, self.decay, self.spectral)
+        how = self.decay, self.spectral, self.residual
+        return Plan(self.chunk_size, self.lr, False, self.total, *how)
 
     def init(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
@@ -173,7 +182,8 @@ class InPlace(Rule):
         w0 = w0.astype(dtype)
         pending, count = jnp.zeros_like(w0), jnp.zeros((), jnp.int32)
         scales = self.scales(w0, decay, gain)
-        return State(w0, pending, count, scales, w0, self._new_optimizer(w0))
+        energy = jnp.zeros((), dtype) if self.residual else None
+        return State(w0, pending, count, scales, w0, self._new_optimizer(w0), energy)
 
     def _new_optimizer(self, w0: Array) -> Any:
         return self.learner[1].init(jnp.zeros_like(w0)) if self.learner else ()
@@ -204,6 +214,7 @@ class InPlace(Rule):
             weights=state.slow,
             pending=jnp.zeros_like(state.pending),
             optimizer=self._new_optimizer(state.slow),
+            energy=None if state.energy is None else jnp.zeros_like(state.energy),
         )
 
     def write(self, state: State, token: Token) -> State:
@@ -212,23 +223,37 @@ class InPlace(Rule):
             return general.write(self.learner, self.chunk_size, state, token)
         dtype = state.pending.dtype
         z, v = token.z.astype(dtype), token.v.astype(dtype)
-        written = self._add(state, self.lr * jnp.outer(v, z), jnp.ones((), jnp.int32))
+        delta = self.lr * jnp.outer(self._pulled(state, z[None], v[None])[0], z)
+        written = self._add(state, delta, z * z, jnp.ones((), jnp.int32))
         return select(token.store, written, state)
 
-    def _add(self, state: State, delta: Array, tokens: Array) -> State:
-        """Add `tokens` tokens' η Σ v zᵀ to the pending ones, and commit them if that is a chunk."""
+    def _pulled(self, state: State, z: Array, v: Array) -> Array:
+        """What tokens `[n, f]`, `[n, d]` of the pending chunk write: `[n, d]`."""
+        if not self.residual:
+            return v
+        return errors(state.weights, state.slow, z, v, self.total)
+
+    def _add(self, state: State, delta: Array, squares: Array, tokens: Array) -> State:
+        """Add `tokens` tokens to the pending ones, and commit them if that is a chunk.
+
+        `delta [d, f]` is their η Σ v zᵀ; `squares` are those of their z.
+        """
         pending, count = state.pending + delta, state.count + tokens
+        energy = None if state.energy is None else state.energy + self.total(squares)
         full = count >= self.chunk_size
-        after = commit(self.plan, state.scales, state.slow, state.weights, pending)
+        ready = pending if energy is None else over_energy(pending, energy)
+        after = commit(self.plan, state.scales, state.slow, state.weights, ready)
         return state._replace(
             weights=jnp.where(full, after, state.weights),
             pending=jnp.where(full, 0, pending),
             count=jnp.where(full, 0, count),
+            energy=None if energy is None else jnp.where(full, 0, energy),
         )
 
     def write_chunk(self, weights: Array, z: Array, v: Array, scales: Scales, slow: Array) -> Array:
         """W after one chunk: `[d, f]`, `[C, f]`, `[C, d]`, scales and W0 `[d, f]` -> `[d, f]`."""
-        return commit(self.plan, scales, slow, weights, deltas(z, v, self.lr))
+        delta = summed(self.plan, slow, weights, z, v)
+        return commit(self.plan, scales, slow, weights, delta)
 
     def matrix(self, state: State) -> Array:
         """The matrix that tokens read: W, or W with cap or row norm: `[d, f]`."""
@@ -251,7 +276,7 @@ class InPlace(Rule):
 
     def pad(self, tokens: Token, valid: Array) -> Token:
         """Padding takes its place in the row's chunks and adds zeros to their writes."""
-        if self.learner:  # the gradient of any loss of W z is 0 at z = 0
+        if self.learner or self.residual:  # the gradient of any loss of W z is 0 at z = 0
             tokens = tokens._replace(z=jnp.where(valid[..., None], tokens.z, 0))
         return tokens._replace(v=jnp.where(valid[..., None], tokens.v, 0))
 
@@ -315,10 +340,11 @@ class InPlace(Rule):
 
         def one_write(state, index):
             here = place // self.chunk_size == index
-            stored = jnp.where((here & store)[:, None], v, 0)
             y = jnp.where(here[:, None], z @ self.matrix(state).T, 0)
-            tokens_here = jnp.sum(here & store, dtype=jnp.int32)
-            return self._add(state, self.lr * (stored.T @ z), tokens_here), y
+            stored = (here & store)[:, None]
+            pulled = jnp.where(stored, self._pulled(state, z, v), 0)
+            delta, squares = self.lr * (pulled.T @ z), jnp.where(stored, z * z, 0)
+            return self._add(state, delta, squares, jnp.sum(stored, dtype=jnp.int32)), y
 
         # C tokens or fewer lie in two chunks at most
         state, ys = jax.lax.scan(one_write, state, jnp.arange(2))
@@ -334,6 +360,8 @@ class InPlace(Rule):
         pending = 0.1 * jax.random.normal(keys[1], (d, f)) if self.chunk_size > 1 else 0.0
         count = jnp.asarray(self.chunk_size // 2, jnp.int32)
         state = before._replace(pending=before.pending + pending, count=count)
+        if state.energy is not None and self.chunk_size > 1:
+            state = state._replace(energy=state.energy + 0.3)
         z = jax.random.normal(keys[2], (length, f))
         v = jax.random.normal(keys[3], (length, d))
         if extreme:

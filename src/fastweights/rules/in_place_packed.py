@@ -75,9 +75,14 @@ def packed_scan(
     return _forward(plan, w0, start, scales, z, v, segments)[0]
 
 
-def stored(stores: Array | None, v: Array) -> Array:
-    """Targets `[C, d]` with 0 for what a chunk does not store."""
-    return v if stores is None else jnp.where(stores, v, 0)
+def stored(stores: Array | None, x: Array) -> Array:
+    """Targets or keys `[C, n]` with 0 for what a chunk does not store."""
+    return x if stores is None else jnp.where(stores, x, 0)
+
+
+def begun(goes_on: Array | None, weights: Array, w0: Array) -> Array:
+    """The matrix that a chunk writes to: its own document's, W0 where that begins in it."""
+    return weights if goes_on is None else jnp.where(goes_on, weights, w0.astype(weights.dtype))
 
 
 def after(
@@ -89,11 +94,8 @@ def after(
     scales: Scales,
 ) -> Array:
     """The matrix after a chunk, which writes `delta`; None for a chunk that is not complete."""
-    if goes_on is not None:
-        weights = jnp.where(goes_on, weights, w0.astype(weights.dtype))
-    if delta is None:
-        return weights
-    return commit(plan, scales, w0, weights, delta)
+    weights = begun(goes_on, weights, w0)
+    return weights if delta is None else commit(plan, scales, w0, weights, delta)
 
 
 def _chunk(plan: Plan, at: Layout | None, i, z, v):

@@ -1,9 +1,9 @@
 """In-Place TTT with options that need the matrix of every chunk in the backward pass.
 
-These are a learned decay, and a cap or row norm together with a decay or with several documents in
-a row: subtracting writes does not recover the matrices. The backward pass is autodiff's. The
-forward pass keeps about √n matrices of n chunks, and the backward pass recomputes the √n matrices
-between two of them: memory grows with √n.
+These are a learned decay, a residual write, and a cap or row norm together with a decay or with
+several documents in a row: subtracting writes does not recover the matrices. The backward pass is
+autodiff's. The forward pass keeps about √n matrices of n chunks, and the backward pass recomputes
+the √n matrices between two of them: memory grows with √n.
 """
 
 import functools
@@ -14,8 +14,16 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from fastweights.rules.in_place_packed import after, layout, stored
-from fastweights.rules.in_place_write import Plan, Scales, deltas, effective, num_writes, read
+from fastweights.rules.in_place_packed import begun, layout, stored
+from fastweights.rules.in_place_write import (
+    Plan,
+    Scales,
+    commit,
+    effective,
+    num_writes,
+    read,
+    summed,
+)
 
 
 def recomputed_scan(
@@ -37,10 +45,14 @@ def recomputed_scan(
         y = read(effective(scales, w0, weights, plan.total), z)
         return y if reads is None else jnp.where(reads, y, read(w0, z))
 
+    def write(weights: Array, z: Array, v: Array, stores: Array | None, goes_on: Any) -> Array:
+        weights = begun(goes_on, weights, w0)
+        delta = summed(plan, w0, weights, stored(stores, z), stored(stores, v))
+        return commit(plan, scales, w0, weights, delta)
+
     def body(weights: Array, inputs: Any) -> tuple[Array, Array]:
         (z, v, reads, stores), goes_on = inputs
-        delta = deltas(z, stored(stores, v), plan.lr)
-        return after(plan, goes_on, weights, w0, delta, scales), look(weights, z, reads)
+        return write(weights, z, v, stores, goes_on), look(weights, z, reads)
 
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def block(weights: Array, inputs: Any) -> tuple[Array, Array]:
@@ -64,9 +76,9 @@ def recomputed_scan(
     ys.append(look(weights, zl, reads))
     final = None
     if plan.final:
-        delta = deltas(zl, stored(stores, vl), plan.lr) if len(zl) == chunk else None
         ends = None if goes_on is None else goes_on[count]
-        final = after(plan, ends, weights, w0, delta, scales)
+        whole = len(zl) == chunk
+        final = write(weights, zl, vl, stores, ends) if whole else begun(ends, weights, w0)
     return jnp.concatenate(ys), final
 
 

@@ -13,7 +13,8 @@ pullback of that read at the W that is walked back.
 
 Forgetting cannot be walked back, at a document border or by a decay: in_place_packed.py. Both write
 their results into one array inside the loop, because stacking and joining pieces would copy arrays
-of the size of Z. Forgetting together with a cap or a row norm is in in_place_recomputed.py.
+of the size of Z. Forgetting together with a cap or a row norm, and a residual write, which depends
+on W, are in in_place_recomputed.py.
 """
 
 import functools
@@ -134,6 +135,8 @@ def scan_chunks(
 ) -> tuple[Array, Array | None]:
     """`chunk_scan` from a `Plan` and the scales of the sequence."""
     forgets = plan.decay != 1 or scales.decay is not None
+    if plan.residual:
+        return recomputed_scan(plan, w0, start, scales, z, v, segments)
     if segments is None and not forgets:
         return _scan(plan, w0, start, scales, z, v)
     if scales.reads_sum and scales.decay is None:
@@ -153,6 +156,7 @@ def chunk_scan(
     clip_after_lr: bool = True,
     decay: float | Array = 1.0,
     spectral: bool = False,
+    residual: bool = False,
     cap: float | None = None,
     row_norm: bool = False,
     segments: Array | None = None,
@@ -165,7 +169,8 @@ def chunk_scan(
     Products are taken in the dtype of `z` and `v` and summed in float32, the dtype of the fast
     weights. Cost: 2 products of the size of Z W0ᵀ forward and 5 backward (a plain layer: 1 and 2),
     with a decay too; with `segments` 3 and 7. Memory does not grow with the number of chunks n; it
-    grows with √n where `cap` or `row_norm` meet a decay or `segments`, and with a learned decay.
+    grows with √n where `cap` or `row_norm` meet a decay or `segments`, with a learned decay, and
+    with `residual`, which takes a product more in each pass.
 
     Args:
         w0: `[d, f]`, the weights a document starts from.
@@ -179,6 +184,7 @@ def chunk_scan(
         decay: λ, from 0 to 1: before a write, W - W0 is multiplied by it. A chunk of padding is
             written too, as a chunk of zeros. An array `[]` is learned: it has a gradient.
         spectral: Σ v zᵀ is divided by its largest singular value, before the clip.
+        residual: a chunk writes η / Σ|z|² Σ (v - D z) zᵀ, with D = W - W0 before it.
         cap: r, the largest ‖W - W0‖ / ‖W0‖ at a read; None for no cap. See `effective`.
         row_norm: a read scales the rows of W to the norms of those of W0.
         segments: `[T]` int, documents 1, 2, ... that each lie in one piece, and 0 for padding.
@@ -210,5 +216,6 @@ def chunk_scan(
     scales = Scales(limit, *read_scales(w0, cap, row_norm, total), learned)
     state_dtype = jnp.promote_types(w0.dtype, jnp.float32)
     state = w0.astype(state_dtype) if start is None else start.astype(state_dtype)
-    plan = Plan(chunk, lr, final, total, 1.0 if isinstance(decay, Array) else decay, spectral)
+    fixed = 1.0 if isinstance(decay, Array) else decay
+    plan = Plan(chunk, lr, final, total, fixed, spectral, residual)
     return scan_chunks(plan, w0, state, scales, z, v, segments)

@@ -9,6 +9,13 @@ A read takes W, or with an option another matrix; D = W - W0 is the sum of the w
 
 Both change the read only: the state is still a sum, and the writes do not depend on it. The row
 norm is from TTT-NTP (arXiv 2606.21803), the cap is ours.
+
+A residual write is not η Σ v zᵀ but a step on the error of D itself, as normalised least mean
+squares has it (Widrow and Hoff 1960), of the length η over the squared norm of the chunk's keys:
+
+    ΔW = η / Σ_t |z_t|² Σ_t (v_t - D z_t) z_tᵀ      for 0 < η < 2 the error of D shrinks
+
+It is the one write that depends on D, so a scan cannot walk it back.
 """
 
 import functools
@@ -55,6 +62,7 @@ class Plan(NamedTuple):
     total: Total  # sums over all columns, of which z and the weights may be a part
     decay: float = 1.0  # λ, if it is not learned
     spectral: bool = False  # is Σ v zᵀ divided by its spectral norm
+    residual: bool = False  # is a write the error of D, over the squared norm of the keys
 
 
 def contract(a: Array, b: Array, axes: tuple[int, int], dtype=None) -> Array:
@@ -110,6 +118,37 @@ def _deltas_backward(lr: float, saved: tuple[Array, Array], g: Array) -> tuple[A
 
 
 _deltas.defvjp(lambda z, v, lr: (_deltas(z, v, lr), (z, v)), _deltas_backward)
+
+
+def errors(weights: Array, slow: Array, z: Array, v: Array, total: Total = jnp.sum) -> Array:
+    """V - Z Dᵀ, what the writes so far do not say of V: `[C, d]` in the dtype of `v`.
+
+    Args:
+        weights: `[d, f]`, W.
+        slow: `[d, f]`, W0; D = W - W0.
+        z: `[C, f]`.
+        v: `[C, d]`.
+        total: sums over all columns, of which `weights` and `z` may be a part.
+    """
+    said = contract(z, weights - slow.astype(weights.dtype), (1, 1))
+    return (v - total(said[None], 0)).astype(v.dtype)
+
+
+def over_energy(delta: Array, energy: Array) -> Array:
+    """`delta [d, f]` over `energy []`, the squared norm of the keys; 0 where that is 0."""
+    return delta * jnp.where(energy > 0, 1 / jnp.where(energy > 0, energy, 1), 0)
+
+
+def summed(plan: Plan, slow: Array, weights: Array, z: Array, v: Array) -> Array:
+    """The write of a chunk before its options, from the weights before it: `[d, f]`.
+
+    η Σ v zᵀ, or with `plan.residual` its residual form. `z` is 0 for tokens that write nothing.
+    """
+    if not plan.residual:
+        return deltas(z, v, plan.lr)
+    wide = z.astype(weights.dtype)
+    error = errors(weights, slow, z, v, plan.total)
+    return over_energy(deltas(z, error, plan.lr), plan.total(wide * wide))
 
 
 def inner_loss(weights: Array, z: Array, v: Array) -> Array:

@@ -114,7 +114,8 @@ def require_zero(trees: Mapping[str, Any], where: str, rows: Any = slice(None)) 
     Raises:
         AssertionError: names the leaves that are not.
     """
-    largest = {n: np.abs(np.asarray(x)[rows]).max(initial=0.0) for n, x in leaves_of(trees).items()}
+    size = lambda leaf: np.abs(np.atleast_1d(leaf)[rows]).max(initial=0.0)
+    largest = {name: size(leaf) for name, leaf in leaves_of(trees).items()}
     wrong = {name: size for name, size in largest.items() if not size == 0.0}
     require([f"{name}, {where}: {size:.3g}, exactly 0 required" for name, size in wrong.items()])
 
