@@ -24,7 +24,9 @@ def test_a_ragged_batch_of_prompts_is_the_forward_pass(case):
         assert state.lengths.tolist() == lengths.tolist()
 
 
-@pytest.mark.parametrize("case", ["windows", "ttt", "ttt_embed_clip", "ttt_every_layer"])
+@pytest.mark.parametrize(
+    "case", ["windows", "ttt", "ttt_embed_clip", "ttt_residual", "ttt_every_layer"]
+)
 @pytest.mark.parametrize("seed", [0, 1])
 def test_pieces_of_any_size_are_the_forward_pass(case, seed):
     """Every row is cut elsewhere, and some get nothing in a piece."""

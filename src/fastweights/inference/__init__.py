@@ -10,9 +10,11 @@ from fastweights.inference.state import State, drift, empty, fork, reset, select
 from fastweights.inference.storage import load, save
 from fastweights.inference.stream import Step, stream
 from fastweights.inference.unstacked import unstacked
+from fastweights.nn.in_place_ridge import Ridge
 
 __all__ = [
     "Output",
+    "Ridge",
     "State",
     "Step",
     "decode",

@@ -7,6 +7,7 @@ from jax.typing import ArrayLike
 
 from fastweights.errors import ConfigError
 from fastweights.models.decoder import Decoder
+from fastweights.nn.in_place_ridge import Ridge
 
 
 def prompt(
@@ -126,3 +127,29 @@ def stop_tokens(vocab: int, tokens: Sequence[int]) -> tuple[int, ...]:
                 f"stop token {token} is not in the vocabulary of {vocab}", where="stop_tokens"
             )
     return tuple(int(token) for token in tokens)
+
+
+def ridge(model: Decoder, ridge: Ridge | None, piece: int | None) -> None:
+    """Whether a closed-form write can be.
+
+    Raises:
+        ConfigError: the model has no in-place layer, a number is out of range, or the prompt is
+            read in pieces.
+    """
+    if ridge is None:
+        return
+    if not model.config.ttt_layers:
+        raise ConfigError(
+            "a closed-form write needs in-place layers, and this model has none",
+            where="ridge",
+            next="load it with ttt=InPlaceTTT(layers=...)",
+        )
+    for name, number in ridge._asdict().items():
+        if not number > 0:
+            raise ConfigError(f"ridge.{name} is {number}; it must be positive", where="ridge")
+    if piece is not None:
+        raise ConfigError(
+            "a closed-form write is of tokens that are read at once, and `piece` cuts them",
+            where="ridge",
+            next="prefill the first part in pieces, then extend with ridge=... for the rest",
+        )

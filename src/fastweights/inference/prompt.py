@@ -12,6 +12,7 @@ from fastweights.errors import ConfigError
 from fastweights.inference import checks
 from fastweights.inference.state import State, advance, batch, capacity, empty, own_rows
 from fastweights.models.decoder import Decoder
+from fastweights.nn.in_place_ridge import Ridge
 
 #: sizes are rounded up to multiples of it, so that few programs are compiled; short ones to
 #: multiples of a quarter, since the padding would outweigh the text
@@ -35,10 +36,17 @@ def completes(model: Decoder, before: np.ndarray, more: np.ndarray | int) -> boo
     return chunk is not None and bool(np.any(before % chunk + more >= chunk))
 
 
-@functools.partial(jax.jit, static_argnames=("max_length", "commits"))
-def _prefill(model: Decoder, tokens: Array, counts: Array, max_length: int, commits: bool) -> State:
+@functools.partial(jax.jit, static_argnames=("max_length", "commits", "ridge"))
+def _prefill(
+    model: Decoder,
+    tokens: Array,
+    counts: Array,
+    max_length: int,
+    commits: bool,
+    ridge: Ridge | None = None,
+) -> State:
     start = empty(model, len(tokens), max_length)
-    return advance(model, start, tokens, counts, fresh=True, commits=commits)
+    return advance(model, start, tokens, counts, fresh=True, commits=commits, ridge=ridge)
 
 
 # between two pieces of a prompt no one else has the state: its memory becomes the next one's
@@ -47,9 +55,16 @@ def _read_on(model: Decoder, state: State, tokens: Array, counts: Array, commits
     return advance(model, state, tokens, counts, commits=commits)
 
 
-@functools.partial(jax.jit, static_argnames=("commits",))
-def _extend(model: Decoder, state: State, tokens: Array, counts: Array, commits: bool) -> State:
-    return advance(model, state, tokens, counts, commits=commits)
+@functools.partial(jax.jit, static_argnames=("commits", "ridge"))
+def _extend(
+    model: Decoder,
+    state: State,
+    tokens: Array,
+    counts: Array,
+    commits: bool,
+    ridge: Ridge | None = None,
+) -> State:
+    return advance(model, state, tokens, counts, commits=commits, ridge=ridge)
 
 
 def prefill(
@@ -59,6 +74,7 @@ def prefill(
     *,
     max_length: int | None = None,
     piece: int | None = None,
+    ridge: Ridge | None = None,
 ) -> State:
     """Read prompts from their start.
 
@@ -71,14 +87,18 @@ def prefill(
         piece: the most tokens of a row read at a time, 512 for example. What full attention holds
             at once grows with `piece` times T then, where it grows with the square of T for None,
             all at once. The state is the same up to rounding.
+        ridge: then write the prompt's last tokens once more in closed form, in every in-place
+            layer; see `Ridge`. Without `piece`: a longer prompt is a `prefill` of its first part,
+            and an `extend` with `ridge` for the tokens to fit.
 
     Returns:
         The state: `state.logits [B, vocab]` are of the token after the last of each row.
 
     Raises:
-        ConfigError: tokens outside the vocabulary, lengths that cannot be, too little room, or
-            `piece` is not positive.
+        ConfigError: tokens outside the vocabulary, lengths that cannot be, too little room,
+            `piece` is not positive, or a `ridge` that cannot be.
     """
+    checks.ridge(model, ridge, piece)
     tokens, lengths = checks.prompt(model, tokens, lengths)
     if max_length is None:
         max_length = max(model.config.max_length, tokens.shape[1])
@@ -95,7 +115,7 @@ def prefill(
         new = np.pad(new, [(0, 0), (0, size - new.shape[1])])
         commits = completes(model, before, counts)
         if state is None:
-            state = _prefill(model, padded(new), counts, max_length, commits)
+            state = _prefill(model, padded(new), counts, max_length, commits, ridge)
         else:
             state = own_rows(state) if commits else state
             state = _read_on(model, state, padded(new), counts, commits)
@@ -105,7 +125,12 @@ def prefill(
 
 
 def extend(
-    model: Decoder, state: State, tokens: ArrayLike, lengths: ArrayLike | None = None
+    model: Decoder,
+    state: State,
+    tokens: ArrayLike,
+    lengths: ArrayLike | None = None,
+    *,
+    ridge: Ridge | None = None,
 ) -> State:
     """Read more after what a state has read.
 
@@ -114,6 +139,7 @@ def extend(
         state: of B rows.
         tokens: `[B, T]` int, right-padded with anything.
         lengths: `[B]` int, new tokens of each row, 0 to T; None is T for all.
+        ridge: then write these tokens once more in closed form, see `prefill`.
 
     Returns:
         The new state; the old one stays as it is.
@@ -121,9 +147,10 @@ def extend(
     Raises:
         ConfigError: as `prefill`, or another number of rows than the state has.
     """
+    checks.ridge(model, ridge, None)
     tokens, lengths = checks.prompt(model, tokens, lengths, least=0)
     checks.rows(len(tokens), batch(state))
     before = np.asarray(state.lengths)
     checks.room(before + lengths, capacity(state))
     commits = completes(model, before, lengths)
-    return _extend(model, state, padded(tokens), jnp.asarray(lengths), commits)
+    return _extend(model, state, padded(tokens), jnp.asarray(lengths), commits, ridge)

@@ -16,6 +16,7 @@ from jax import Array
 
 from fastweights.errors import ConfigError
 from fastweights.models.decoder import Decoder
+from fastweights.nn.in_place_ridge import Ridge
 from fastweights.nn.layer import Layer
 from fastweights.nn.mesh import BATCH, split
 
@@ -96,12 +97,20 @@ def advance(
     *,
     fresh: bool = False,
     commits: bool = False,
+    ridge: Ridge | None = None,
 ) -> State:
     """The state after the first `counts[b]` tokens of each row b; see `Decoder.advance`."""
+    commits = commits or ridge is not None
 
     def read(model: Decoder, state: State, tokens: Array, counts: Array) -> tuple[State, None]:
         layers, features = model.advance(
-            state.layers, tokens, state.lengths, counts, fresh=fresh, commits=commits
+            state.layers,
+            tokens,
+            state.lengths,
+            counts,
+            fresh=fresh,
+            commits=commits,
+            ridge=ridge,
         )
         last = jnp.take_along_axis(features, jnp.maximum(counts - 1, 0)[:, None, None], 1)[:, 0]
         logits = jnp.where((counts > 0)[:, None], model.logits(last), state.logits)

@@ -22,6 +22,7 @@ from fastweights.models.decoder_mesh import whole, whole_block
 from fastweights.nn.attention import Attention
 from fastweights.nn.cross_entropy import token_losses
 from fastweights.nn.in_place import InPlaceMLP
+from fastweights.nn.in_place_ridge import Ridge
 from fastweights.nn.layer import Layer, Reading, Stacked
 from fastweights.nn.memory import MemoryLayer
 from fastweights.nn.mesh import BATCH, sizes, split
@@ -127,16 +128,9 @@ class Decoder(nnx.Module):
     def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
         check(config)
         self.config = config
-        dtype, param_dtype = jnp.dtype(config.dtype), jnp.dtype(config.param_dtype)
-        start = normal(config.initializer_range)
-        self.embed = nnx.Embed(
-            config.vocab,
-            config.hidden,
-            embedding_init=start,
-            dtype=dtype,
-            param_dtype=param_dtype,
-            rngs=rngs,
-        )
+        param_dtype, start = jnp.dtype(config.param_dtype), config.initializer_range
+        more = {"dtype": jnp.dtype(config.dtype), "param_dtype": param_dtype, "rngs": rngs}
+        self.embed = nnx.Embed(config.vocab, config.hidden, embedding_init=normal(start), **more)
         turns = config.layers // config.period
 
         def stack(kind: Kind) -> Block:
@@ -148,14 +142,7 @@ class Decoder(nnx.Module):
         self.head = (
             None
             if config.tie_embeddings
-            else linear(
-                config.hidden,
-                config.vocab,
-                initializer_range=config.initializer_range,
-                dtype=dtype,
-                param_dtype=param_dtype,
-                rngs=rngs,
-            )
+            else linear(config.hidden, config.vocab, initializer_range=start, **more)
         )
 
     def layer(self, i: int) -> Block:
@@ -228,6 +215,7 @@ class Decoder(nnx.Module):
         *,
         fresh: bool = False,
         commits: bool = False,
+        ridge: Ridge | None = None,
     ) -> tuple[tuple[Any, ...], Array]:
         """Read the first `counts[b]` tokens of each row b after the `lengths[b]` read before.
 
@@ -239,6 +227,7 @@ class Decoder(nnx.Module):
             fresh: no row has read a token: attention needs not look into the cache.
             commits: a row may complete a chunk, and its layers then write it. Otherwise tokens must
                 not go beyond the end of the chunk, and the caller calls `commit`.
+            ridge: then fit the tokens by a closed-form write; it needs `commits`.
 
         Returns:
             The next states, and features `[B, T, D]` that `logits` takes; features of padding have
@@ -248,7 +237,8 @@ class Decoder(nnx.Module):
         valid = at < counts[:, None]
         embedded = split(self.embedded(jnp.where(valid, tokens, 0)), BATCH, None, None)
         positions = lengths[:, None] + at
-        reading = Reading(embedded, positions, None, lengths, valid, fresh=fresh, commits=commits)
+        how: dict[str, Any] = {"fresh": fresh, "commits": commits, "ridge": ridge}
+        reading = Reading(embedded, positions, None, lengths, valid, **how)
         x, after, _ = self._layers(reading, states)
         assert after is not None
         return after, x

@@ -22,7 +22,7 @@ from jax.typing import DTypeLike
 from fastweights.errors import ConfigError
 from fastweights.nn import mesh
 from fastweights.nn.in_place_options import InPlaceTTT
-from fastweights.nn.in_place_state import Fast, read_and_write, read_rows, remember
+from fastweights.nn.in_place_state import Fast, fit, read_and_write, read_rows, remember
 from fastweights.nn.initializers import diagonal_normal
 from fastweights.nn.layer import Reading, Stacked
 from fastweights.nn.parts import MLP, depthwise, same_document
@@ -101,14 +101,16 @@ class InPlaceMLP(MLP):
         """W0 `[D, F]`, the fast weights at the start of a document."""
         return self.down.kernel[...].T
 
-    def targets(self, t: Array, segment_ids: Array | None = None) -> Array:
+    def targets(
+        self, t: Array, segment_ids: Array | None = None, chunk: int | None = None
+    ) -> Array:
         """V = conv(T) proj: `[B, T, D] -> [B, T, D]`; chunks are counted from the row's start.
 
-        To make the targets of one chunk, give that chunk alone.
+        To make the targets of one chunk, give that chunk alone. `chunk` is the layer's by default.
         """
         ttt, v = self.ttt, t.astype(self.dtype)
         if ttt.conv:
-            v = convolve(v, self.conv[...], TAPS[ttt.window], ttt.chunk, segment_ids)
+            v = convolve(v, self.conv[...], TAPS[ttt.window], chunk or ttt.chunk, segment_ids)
         return v @ self.proj[...].astype(v.dtype) if ttt.proj else v
 
     def rule(self, total: Total = jnp.sum) -> InPlace:
@@ -199,6 +201,8 @@ class InPlaceMLP(MLP):
             y = read_rows(self, fast.weights[state.turn], z)
             return y, state._replace(arrays=fast), {}
         y, new = read_and_write(self, state.one(), z, target, reading)
+        if reading.ridge is not None:
+            new = fit(self, new, z, target, reading)
         return y, state.replaced(new), {}
 
     def commit(self, state: Stacked, due: Array, *, at_once: bool) -> Stacked:

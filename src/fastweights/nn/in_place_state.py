@@ -4,6 +4,7 @@ A write happens at multiples of the chunk size, counted from the start of each r
 in pieces of any size: so the fast weights are those of one forward pass over the whole sequence.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
+from fastweights.nn.in_place_ridge import fitted
 from fastweights.nn.layer import Reading, put
 
 
@@ -106,3 +108,23 @@ def read_and_write(
     rest = lambda line: jnp.take_along_axis(line, left[None, :, None, None], 0)[0]
     written = None if mlp.reads_sum else weights
     return y, Fast(look(weights), rest(lined_z), rest(lined_target), written)
+
+
+def fit(mlp: Any, fast: Fast, z: Array, target: Array, reading: Reading) -> Fast:
+    """The state after the closed-form write of the tokens that were just read.
+
+    Args:
+        mlp: the layer.
+        fast: its state after them, a matrix per row.
+        z: `[B, T, f]`.
+        target: `[B, T, d]`.
+        reading: the tokens, and the numbers of the write.
+    """
+    assert reading.ridge is not None and reading.valid is not None
+    there = jnp.where(reading.valid[:, :, None], target, 0)  # convolutions see no padding
+    v = mlp.targets(there, chunk=z.shape[1])
+    write = functools.partial(fitted, reading.ridge, mlp.slow)
+    after = jax.vmap(write)(fast.sum, z, v, reading.valid)
+    if mlp.reads_sum:
+        return fast._replace(weights=after)
+    return fast._replace(weights=jax.vmap(mlp.effective)(after), written=after)

@@ -19,11 +19,13 @@ from flax import nnx
 from jax import Array, lax
 from jax.typing import ArrayLike
 
+from fastweights.nn.in_place_ridge import Ridge
+
 
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["embedded", "positions", "segment_ids", "lengths", "valid", "passed"],
-    meta_fields=["fresh", "commits", "stats"],
+    meta_fields=["fresh", "commits", "stats", "ridge"],
 )
 @dataclasses.dataclass(frozen=True)
 class Reading:
@@ -42,6 +44,8 @@ class Reading:
         stats: measure what is costly to measure.
         passed: `[B]` bool, state passing in training: rows that start from the final fast weights
             of the row before them, see `InPlaceMLP`; None for no row.
+        ridge: after the tokens, in-place layers fit them by a closed-form write; it needs a state,
+            and `commits`.
     """
 
     embedded: Array
@@ -53,6 +57,7 @@ class Reading:
     commits: bool = True
     stats: bool = False
     passed: Array | None = None
+    ridge: Ridge | None = None
 
 
 class Stacked(NamedTuple):

@@ -42,6 +42,8 @@ class Optim:
             (("*.mlp.conv", 100.0), ("*norm*", 1.0), ("*", 0.0)); `*` stands for any text. The first
             pattern that fits counts, and without one the factor is 1. A parameter of factor 0 is
             not trained: it has no gradient, no moments and no weight decay.
+        inner_warmup: updates over which the inner learning rate η of every in-place layer rises
+            linearly to its own value; for models with `ttt.lr_learned`.
     """
 
     lr: float = 3e-3
@@ -52,6 +54,7 @@ class Optim:
     weight_decay: float = 0.0
     method: Literal["adam", "muon"] = "adam"
     rates: tuple[tuple[str, float], ...] = ()
+    inner_warmup: int = 0
 
     def faults(self) -> list[str]:
         """What cannot work, in words."""
@@ -63,7 +66,8 @@ class Optim:
             )
             if value not in known
         ]
-        least = {"lr": self.lr, "warmup": self.warmup, "weight_decay": self.weight_decay}
+        names = ("lr", "warmup", "weight_decay", "inner_warmup")
+        least = {name: getattr(self, name) for name in names}
         found += [f"{k} is {v}; it must not be negative" for k, v in least.items() if v < 0]
         found += [
             f"{k} is {v}; it must be finite" for k, v in least.items() if not math.isfinite(v)
@@ -224,6 +228,12 @@ def check(config: Config) -> None:
             "from a checkpoint"
         )
     found += [f"optim.{text}" for text in config.optim.faults()]
+    ttt = getattr(config.model, "ttt", None)
+    if config.optim.inner_warmup > 0 and not (ttt and ttt.lr_learned):
+        found.append(
+            f"optim.inner_warmup is {config.optim.inner_warmup}; it is for in-place layers that "
+            "learn their η: ttt.lr_learned True"
+        )
     if config.seed < 0:
         found.append(f"seed is {config.seed}; it must not be negative")
     if found:

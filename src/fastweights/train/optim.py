@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax import Array
 from optax.contrib import MuonDimensionNumbers, muon
 
 from fastweights.errors import ConfigError
@@ -101,6 +102,33 @@ def without_frozen(config: Optim, params: Any) -> Any:
         return params
     still = jax.lax.stop_gradient
     return jax.tree.map(lambda x, f: x if f else still(x), params, factors(config, params))
+
+
+def with_inner_warmup(config: Optim, params: Any, step: Array) -> Any:
+    """The parameters at an update, with the η of in-place layers as small as `inner_warmup` says.
+
+    The gradient to a learned η is that of the η in use.
+
+    Args:
+        config: the optimiser.
+        params: of the model.
+        step: `[]` int, updates done.
+
+    Raises:
+        ConfigError: no layer has a learned η.
+    """
+    if not config.inner_warmup:
+        return params
+    share = jnp.log(jnp.minimum((step + 1) / config.inner_warmup, 1.0))
+    is_gain = lambda keys: path_name(keys).endswith(".log_gain")
+    flat, tree = jax.tree_util.tree_flatten_with_path(params)
+    if not any(is_gain(keys) for keys, _ in flat):
+        raise ConfigError(
+            "no in-place layer of this model has a learned η",
+            where="optim.inner_warmup",
+            next="ttt.lr_learned True, or optim.inner_warmup 0",
+        )
+    return tree.unflatten([x + share if is_gain(keys) else x for keys, x in flat])
 
 
 def _scale_by_factors(config: Optim) -> optax.GradientTransformation:

@@ -10,7 +10,7 @@ from jax import Array
 
 from fastweights.tasks.base import Task
 from fastweights.train.config import Config, Optim
-from fastweights.train.optim import learning_rate, optimizer, without_frozen
+from fastweights.train.optim import learning_rate, optimizer, with_inner_warmup, without_frozen
 from fastweights.train.state import TrainState
 
 Batch = dict[str, Array]
@@ -59,7 +59,10 @@ def descend(
     transform, schedule = optimizer(optim), learning_rate(optim)
 
     def step(state: TrainState, *inputs: Any) -> tuple[TrainState, dict[str, Array]]:
-        trained = lambda model, *inputs: loss(without_frozen(optim, model), *inputs)
+        def trained(model: Any, *inputs: Any) -> tuple[Array, dict[str, Array]]:
+            used = with_inner_warmup(optim, without_frozen(optim, model), state.step)
+            return loss(used, *inputs)
+
         (value, scores), grads = jax.value_and_grad(trained, has_aux=True)(state.model, *inputs)
         norm = optax.tree.norm(grads)
         updates, new = transform.update(grads, state.optimizer, state.model)
