@@ -224,6 +224,55 @@ def test_chunk_scan_is_the_definition_in_float64(length, chunk, documents, clip,
         )
 
 
+LEARNED = [
+    (13, 4, one_document, {"decay": 0.9}, 16),
+    (12, 4, one_document, {"decay": 0.5, "clip": 0.9}, 17),
+    (3, 4, one_document, {"decay": 0.5}, 18),
+    (20, 4, many, {"decay": 0.7}, 21),
+    (16, 3, many, {"decay": 0.7, "clip": 0.3}, 22),
+    (11, 4, late, {"decay": 0.6}, 23),
+    (12, 4, late, {"decay": 0.6}, 24),
+    (22, 3, one_document, {"cap": 0.4, "decay": 0.8}, 30),
+    (23, 2, two, {"residual": True, "decay": 0.8}, 31),
+]
+
+
+@pytest.mark.parametrize("final", [False, True])
+@pytest.mark.parametrize("length,chunk,documents,options,seed", LEARNED)
+def test_a_learned_decay_has_every_gradient_of_autodiff(
+    length, chunk, documents, options, seed, final
+):
+    """From a start with writes, to outputs and, if they are wanted, the last weights."""
+    inputs, (dy, d_final) = problem(seed, length)
+    how = {"chunk": chunk, "lr": LR, "segments": documents(length)}
+    limit = {"limit": options["clip"]} if "clip" in options else {}
+    reads = {name: options[name] for name in ("cap", "residual") if name in options}
+
+    def ours(decay, w0, start, z, v):
+        more = {name: x for name, x in options.items() if name != "decay"}
+        return chunk_scan(w0, z, v, start=start, decay=decay, final=final, **how, **more)
+
+    def theirs(decay, *inputs):
+        y, last = by_gradient(*inputs, decay=decay, **how, **limit, **reads)
+        return y, last if final else None
+
+    found = []
+    with jax.enable_x64(True):
+        for form in (ours, theirs):
+
+            def value(*given, form=form):
+                y, last = form(*given)
+                return jnp.sum(y * dy) + (jnp.sum(last * d_final) if final else 0)
+
+            given = [jnp.asarray(options["decay"]), *map(jnp.asarray, inputs)]
+            found.append(jax.jit(jax.value_and_grad(value, argnums=(0, 1, 2, 3, 4)))(*given))
+    (one, slopes), (other, expected) = found
+    assert_close(one, other, "float64")
+    for a, b, name in zip(slopes, expected, ("decay", "w0", "start", "z", "v"), strict=True):
+        assert_close(a, b, "float64", name)
+    assert (float(slopes[0]) != 0) == (length > chunk)
+
+
 def test_the_clipped_cases_clip():
     """A case whose writes were all short, or all long, would show nothing."""
     for length, chunk, documents, clip, seed in CASES:

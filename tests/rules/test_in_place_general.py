@@ -217,5 +217,7 @@ def test_memory_grows_with_the_root_of_the_chunks():
 
 @pytest.mark.parametrize("more", [{"clip": 1.0}, {"total": lambda x: x}])
 def test_options_of_the_released_rule_are_refused(more):
-    with pytest.raises(ValueError, match="clip, decay, spectral and total go without loss"):
+    with pytest.raises(
+        ValueError, match="clip, decay, spectral, residual and total go without loss"
+    ):
         InPlace(optimizer=optax.sgd(1.0), **more)

@@ -7,7 +7,10 @@ that ends in another document than its owner starts that document's matrix. A ro
 has no such layout, and its matrix is always its own.
 
 Forgetting cannot be walked back, so the backward pass goes over the row twice: forwards for the
-fast weights that the gradient to Z needs, then backwards for the gradient to them.
+fast weights that the gradient to Z needs, then backwards for the gradient to them. A learned decay
+λ needs the fast weights with their gradient, and one pass has the one, the other pass the other. So
+its gradient is taken forwards: with D = W - W0, the slope E = ∂D/∂λ goes E <- λ E + D at a write,
+and a chunk adds Σ_t <dy_t, E z_t>.
 """
 
 import functools
@@ -106,9 +109,11 @@ def _chunk(plan: Plan, at: Layout | None, i, z, v):
     return zi, stored(piece(at.stores, i, plan.chunk), vi), at.goes_on[i]
 
 
-def _before(at: Layout | None, i, grad: Array, d_w0: Array, decay: float) -> tuple[Array, Array]:
+def _before(
+    at: Layout | None, i, grad: Array, d_w0: Array, decay: Array | float
+) -> tuple[Array, Array]:
     """Back through `after`: the gradients to the matrix before chunk i, and to w0."""
-    if decay != 1:
+    if isinstance(decay, Array) or decay != 1:
         d_w0, grad = d_w0 + (1 - decay) * grad, decay * grad
     if at is None:
         return grad, d_w0
@@ -155,18 +160,34 @@ def _backward(plan, saved, cotangents):
         dz = contract(fresh, w0, (1, 0), z.dtype)
         d_w0 = outer(fresh, z).astype(start.dtype)
 
-    def forwards(carry, i):
-        weights, dz = carry
-        zi, vi, goes_on = _chunk(plan, at, i, z, v)
-        row = i * plan.chunk
-        dz = put(
-            dz, piece(dz, i, plan.chunk) + contract(piece(dy, i, plan.chunk), weights, (1, 0)), row
-        )
-        delta = deltas(zi, vi, plan.lr)
-        return after(plan, goes_on, weights, w0, delta, scales), dz
+    decay = plan.decay if scales.decay is None else scales.decay
 
-    weights, dz = over_chunks(forwards, (start, dz), count)
+    def by_decay(e: Array, z: Array, dy: Array) -> Array:
+        """What the outputs of a chunk add to the gradient of a learned decay."""
+        return jnp.sum(dy.astype(e.dtype) * contract(z, e, (1, 1)))
+
+    def steepened(e: Array, weights: Array, at: Layout | None, i, writes: bool = True) -> Array:
+        """E after chunk i, which is complete or not, from W before it."""
+        if writes:
+            e = decay * e + weights - w0.astype(weights.dtype)
+        return e if at is None else jnp.where(at.goes_on[i], e, 0)
+
+    def forwards(carry, i):
+        weights, dz, slope = carry
+        zi, vi, goes_on = _chunk(plan, at, i, z, v)
+        row, di = i * plan.chunk, piece(dy, i, plan.chunk)
+        dz = put(dz, piece(dz, i, plan.chunk) + contract(di, weights, (1, 0)), row)
+        if slope is not None:
+            e, found = slope
+            slope = steepened(e, weights, at, i), found + by_decay(e, zi, di)
+        delta = deltas(zi, vi, plan.lr)
+        return after(plan, goes_on, weights, w0, delta, scales), dz, slope
+
+    slope = None if scales.decay is None else (jnp.zeros_like(start), jnp.zeros_like(scales.decay))
+    weights, dz, slope = over_chunks(forwards, (start, dz, slope), count)
     dz = put(dz, dz[last:] + contract(dy[last:], weights, (1, 0)), last)
+    if slope is not None:
+        slope = slope[0], slope[1] + by_decay(slope[0], z[last:], dy[last:])
 
     def unwrite(carry, i):
         """Back through the write of chunk i: `grad` is the gradient to the weights after it."""
@@ -179,7 +200,7 @@ def _backward(plan, saved, cotangents):
         dv_i = plan.lr * contract(zi, d_delta, (1, 1))
         if at is not None:
             dv_i = stored(piece(at.stores, i, plan.chunk), dv_i)
-        return *_before(at, i, grad, d_w0, plan.decay), d_scales, dz, put(dv, dv_i, row)
+        return *_before(at, i, grad, d_w0, decay), d_scales, dz, put(dv, dv_i, row)
 
     def backwards(carry, i):
         grad, *rest = unwrite(carry, i)
@@ -187,7 +208,14 @@ def _backward(plan, saved, cotangents):
         return grad + outer(di, zi), *rest
 
     grad = jnp.zeros_like(start) if d_final is None else d_final
-    carry = (grad, d_w0, jax.tree.map(jnp.zeros_like, scales), dz, jnp.zeros_like(v))
+    d_scales = jax.tree.map(jnp.zeros_like, scales)
+    if slope is not None:
+        e, found = slope
+        if d_final is not None:
+            e = steepened(e, weights, at, count, writes=len(z) - last == plan.chunk)
+            found += jnp.sum(d_final * e)
+        d_scales = d_scales._replace(decay=found)
+    carry = (grad, d_w0, d_scales, dz, jnp.zeros_like(v))
     if plan.final and len(z) - last == plan.chunk:
         carry = unwrite(carry, count)
     elif plan.final:

@@ -1,7 +1,7 @@
 """In-Place TTT with options that need the matrix of every chunk in the backward pass.
 
-These are a learned decay, a residual write, and a cap or row norm together with a decay or with
-several documents in a row: subtracting writes does not recover the matrices. The backward pass is
+These are a residual write, and a cap or row norm together with a decay or with several documents in
+a row: subtracting writes does not recover the matrices. The backward pass is
 autodiff's. The forward pass keeps about √n matrices of n chunks, and the backward pass recomputes
 the √n matrices between two of them: memory grows with √n.
 """

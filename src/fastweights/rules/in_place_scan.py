@@ -139,7 +139,7 @@ def scan_chunks(
         return recomputed_scan(plan, w0, start, scales, z, v, segments)
     if segments is None and not forgets:
         return _scan(plan, w0, start, scales, z, v)
-    if scales.reads_sum and scales.decay is None:
+    if scales.reads_sum:
         return packed_scan(plan, w0, start, scales, z, v, segments)
     return recomputed_scan(plan, w0, start, scales, z, v, segments)
 
@@ -168,9 +168,9 @@ def chunk_scan(
 
     Products are taken in the dtype of `z` and `v` and summed in float32, the dtype of the fast
     weights. Cost: 2 products of the size of Z W0ᵀ forward and 5 backward (a plain layer: 1 and 2),
-    with a decay too; with `segments` 3 and 7. Memory does not grow with the number of chunks n; it
-    grows with √n where `cap` or `row_norm` meet a decay or `segments`, with a learned decay, and
-    with `residual`, which takes a product more in each pass.
+    with a decay too, and 6 with a learned one; with `segments` 3 and 7. Memory does not grow with
+    the number of chunks n; it grows with √n where `cap` or `row_norm` meet a decay or `segments`,
+    and with `residual`, which takes a product more in each pass.
 
     Args:
         w0: `[d, f]`, the weights a document starts from.
