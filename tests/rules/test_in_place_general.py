@@ -217,7 +217,6 @@ def test_memory_grows_with_the_root_of_the_chunks():
 
 @pytest.mark.parametrize("more", [{"clip": 1.0}, {"total": lambda x: x}])
 def test_options_of_the_released_rule_are_refused(more):
-    with pytest.raises(
-        ValueError, match="clip, decay, spectral, residual and total go without loss"
-    ):
+    message = "clip, decay, spectral, residual and total go without loss"
+    with pytest.raises(ValueError, match=message):
         InPlace(optimizer=optax.sgd(1.0), **more)
