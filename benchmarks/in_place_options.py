@@ -19,7 +19,6 @@ from typing import Any
 import compiled
 import gpu_layer
 import harness
-import in_place_jax
 import in_place_reference as reference
 import jax
 import jax.numpy as jnp
@@ -72,17 +71,27 @@ class Options:
     memory: bool = True
 
 
-def layer(name: str, chunk: int, lr: float, length: int) -> Callable[[Array, Array, Array], Array]:
-    """A form by its name, as a function of W0, z and v; see `FORMS`."""
+Numbers = dict[str, Array]
+
+
+def numbers(name: str) -> Numbers:
+    """The learned numbers of a form, which have a gradient too."""
+    learned = FORMS[name.partition(", 4 documents")[0]][1]
+    return {key: jnp.asarray(x, jnp.float32) for key, x in learned.items()}
+
+
+def layer(
+    name: str, chunk: int, lr: float, length: int
+) -> Callable[[Array, Array, Array, Numbers], Array]:
+    """A form by its name, as a function of W0, z, v and its learned numbers; see `FORMS`."""
     form, packed, _ = name.partition(", 4 documents")
-    options, learned = FORMS[form]
+    options, _ = FORMS[form]
     rule = InPlace(lr=lr, chunk_size=chunk, **options)
     # documents that end within chunks
     ids = jnp.minimum(jnp.arange(length) // (length // 4 - 7), 3) + 1 if packed else None
 
-    def call(w0: Array, z: Array, v: Array) -> Array:
-        numbers = {key: jnp.asarray(x, jnp.float32) for key, x in learned.items()}
-        state = rule.init(w0, jnp.float32, **numbers)
+    def call(w0: Array, z: Array, v: Array, learned: Numbers) -> Array:
+        state = rule.init(w0, jnp.float32, **learned)
         return outputs(rule, state, Token(z, v), segment_ids=ids)
 
     return call
@@ -96,8 +105,13 @@ def measure(size: Size, training: bool, rounds: int) -> dict[str, Any]:
 
     def made(name: str) -> harness.Contender:
         own = layer(name, size.chunk, size.lr, size.length)
-        function = in_place_jax.value_and_grad(own) if training else lambda *a: own(*a[:3])
-        return compiled.contender(function, *inputs)
+
+        def value(w0: Array, z: Array, v: Array, dy: Array, learned: Numbers) -> Array:
+            return jnp.sum((own(w0, z, v, learned) * dy).astype(jnp.float32))
+
+        forward = lambda w0, z, v, dy, learned: own(w0, z, v, learned)
+        function = jax.value_and_grad(value, (0, 1, 2, 4)) if training else forward
+        return compiled.contender(function, *inputs, numbers(name))
 
     names = (*FORMS, *(f"{form}, 4 documents" for form in ("released", "cap", "decay")))
     with ThreadPoolExecutor(max(1, harness.cores() - 1)) as pool:
@@ -120,11 +134,11 @@ def planned(name: str, chunk: int, length: int, d: int, f: int) -> int | None:
     shapes = (d, f), (length, f), (length, d), (length, d)
     inputs = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
 
-    def both(w0: Array, z: Array, v: Array, dy: Array) -> Any:
-        y, pull = jax.vjp(layer(name, chunk, 0.1, length), w0, z, v)
+    def both(w0: Array, z: Array, v: Array, dy: Array, learned: Numbers) -> Any:
+        y, pull = jax.vjp(layer(name, chunk, 0.1, length), w0, z, v, learned)
         return y, pull(dy)
 
-    return compiled.temporary(jax.jit(both).lower(*inputs).compile())
+    return compiled.temporary(jax.jit(both).lower(*inputs, numbers(name)).compile())
 
 
 def table(record: dict[str, Any]) -> str:

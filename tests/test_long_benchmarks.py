@@ -48,7 +48,7 @@ def test_a_form_of_the_cost_table_is_the_scan_with_its_options(script, name):
     how |= {"decay": 0.9} if "decay" in name else {}
     if "documents" in name:  # a document is five tokens long, the last one takes the rest
         how |= {"segments": jnp.asarray([1] * 5 + [2] * 5 + [3] * 5 + [4] * 33)}
-    y = options.layer(name, 4, 0.1, 48)(w0, z, v)
+    y = options.layer(name, 4, 0.1, 48)(w0, z, v, options.numbers(name))
     assert_close(y, chunk_scan(w0, z, v, **how)[0])
     assert np.abs(np.asarray(y - z @ w0.T)).max() > 1e-3
 

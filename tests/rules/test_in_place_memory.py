@@ -64,6 +64,14 @@ def test_memory_does_not_grow_with_the_number_of_chunks(options):
     assert temporary(materialised, 1024) >= 8.0
 
 
+@pytest.mark.parametrize("chunk", [1024, 256])
+@pytest.mark.parametrize("options", [{"cap": 0.1, "decay": 0.9}, {"residual": True}])
+def test_matrices_that_are_kept_are_about_twice_the_root_of_the_chunks(options, chunk):
+    """Those before each block, and those within one; beside the memory of a decay."""
+    matrices = (temporary(ours, chunk, **options) - temporary(ours, chunk, decay=0.9)) * GIB
+    assert 2 <= matrices / (4 * D * F) <= 2 * (T / chunk) ** 0.5 + 2
+
+
 @pytest.mark.parametrize("options", [{"packed": True}, {"clip": 1.0}, {"decay": 0.9}])
 def test_packed_and_clipped_rows_stay_below_too(options):
     assert temporary(ours, 512, **options) <= 2.5
