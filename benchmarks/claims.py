@@ -8,9 +8,12 @@ from collections.abc import Callable
 from typing import Any
 
 import books
+import books_long
 import catch
+import continued
 import fst
 import fst_continual
+import numpy as np
 from in_place_page import GIB
 
 from fastweights.train.sweep_table import result
@@ -115,6 +118,58 @@ def text(record: dict[str, Any]) -> list[list[str]]:
     ]
 
 
+def beyond(record: dict[str, Any]) -> list[list[str]]:
+    """Test-time training at 16 times its training length, with a decay and as released."""
+
+    def last_half(arm: str) -> tuple[list[int], str]:
+        seeds, own, base = books_long.paired(record["runs"], arm, "losses")
+        less = [own[book][-1] - base[book][-1] for book in own]
+        return seeds, ", ".join(f"{x.mean():+.3f}" for x in less)
+
+    decayed = last_half(f"{books_long.RELEASED}, decay 0.9 afterwards")
+    released = last_half(books_long.RELEASED)
+    if not (decayed[0] and released[0]):
+        return []
+    first, end = books_long.PARTS[-1], books_long.LENGTH
+    return [
+        [
+            f"the same at {first:,} to {end:,} bytes, trained on 1,024; W - W0 times 0.9 before "
+            "every write; two books",
+            f"**{decayed[1]}**",
+            f"as released {released[1]}",
+            f"nats a byte, {len(decayed[0])} seeds; [by position](docs/in_place_ttt.md)",
+        ]
+    ]
+
+
+def trained_on(record: dict[str, Any]) -> list[list[str]]:
+    """A real checkpoint trained on with and without writes, on the validation book."""
+    runs = {run["arm"]: run for run in record["runs"]}
+    base = runs.get(f"{continued.CONTROL}, rate {continued.Arm().lr:g}")
+    if base is None:
+        return []
+    lasts = continued.PARTS.index(1024)
+    of = lambda run: next(iter(run["validation_losses"].values()))
+    less = lambda run, part: float(np.mean(of(run)[part]) - np.mean(of(base)[part]))
+    late = lambda run: continued.weighted(of(run), lasts) - continued.weighted(of(base), lasts)
+    ours = min((runs[x] for x in continued.OTHERS if x in runs), key=late, default=None)
+    released = min((runs[x] for x in continued.AS_RELEASED if x in runs), key=late, default=None)
+    if ours is None or released is None:
+        return []
+    tokens = base["updates"] * base["batch"] * base["row"]
+    return [
+        [
+            "SmolLM2-135M trained on books, attention to 512 tokens, loss with writes less that of "
+            "the same training without, 1,024 to 8,192 tokens",
+            f"**{late(ours):+.3f}**",
+            f"{less(ours, 0):+.3f} at 0 to 256, before any write: no gain is shown; "
+            f"as released {late(released):+.3f}",
+            f"nats a token, one seed, {tokens:,} tokens; "
+            "[by position](docs/in_place_ttt.md#on-a-pretrained-model)",
+        ]
+    ]
+
+
 def layer(record: dict[str, Any]) -> list[list[str]]:
     """Time and memory of one in-place layer."""
     group = next(g for g in record["groups"] if g["mode"] == "train")
@@ -213,6 +268,8 @@ CLAIMS: tuple[tuple[str, Callable[[dict[str, Any]], list[list[str]]]], ...] = (
     ("catch_24_confirm", games("0.9", f"best of {catch.DRAWS} settings at random, new seeds")),
     ("catch_24", games("0.9", "best of a grid of 4")),
     ("books", text),
+    ("books_long", beyond),
+    ("continued_search", trained_on),
     ("in_place", layer),
     ("decode", decoding),
     ("fst_conventions", prompts("fast-slow training, accuracy, a convention to find")),
