@@ -1,6 +1,6 @@
 """In-place TTT to 16 times its training length: loss by position, an arm a line.
 
-    python benchmarks/books_long.py --data DIR            # 7 runs and 3 seeds: days on 2 cores
+    python benchmarks/books_long.py --data DIR            # 8 runs and 3 seeds: days on 2 cores
     python benchmarks/books_long.py --data DIR --quick    # 30 updates and few windows, in minutes
 
 DIR holds the books of `configs/books.py`, whose model, data and order all arms share. An arm is
@@ -42,6 +42,9 @@ RUNS: dict[str, Callable[[Config], Config]] = {
     BASELINE: books.wider,
     RELEASED: lambda config: config,
     "in-place TTT, decay 0.9": lambda config: books.in_place(config, decay=0.9),
+    "in-place TTT, no projection, decay 0.9": lambda config: books.in_place(
+        config, proj=False, decay=0.9
+    ),
     "in-place TTT, learned decay": lambda config: books.in_place(
         config, decay=0.9, decay_learned=True
     ),
