@@ -239,8 +239,9 @@ def test_a_text_ends_where_the_model_says_or_the_user(folder, tmp_path, capsys):
 def test_a_conversation(folder, capsys, say):
     """The plain template: a line and its end, then what the model goes on with."""
     say("hello\n/drift\nmore\n")
-    code, out, _ = run(capsys, "chat", "--model", folder / "out", "--max-new-tokens", 20)
+    code, out, err = run(capsys, "chat", "--model", folder / "out", "--max-new-tokens", 20)
     assert code == 0 and "layer 0: " in out
+    assert err.startswith(f"{folder / 'out'}: ") and "/help lists the commands" in err
     answer = text_of(greedy(hf.load(folder / "out"), "hello\n", 20))
     assert out.startswith(f"> {answer}\n[26 tokens, fast weights moved by up to ")
     assert "\n[51 tokens" in out
@@ -348,6 +349,9 @@ def test_models_that_are_none(folder, tmp_path, capsys, monkeypatch):
         assert found == code and words in err and out == "", (name, err)
 
     refused("absent", 4, "hf download")
+    (tmp_path / "a_run").mkdir()
+    refused("a_rum", 4, "there is no run and no checkpoint at")
+    refused("a_rum", 4, "did you mean 'a_run'?", verb="chat")
     (tmp_path / "empty").mkdir()
     refused("empty", 2, "neither a Hugging Face checkpoint nor a run", verb="chat")
     (tmp_path / "empty" / "config.json").write_text("{}")

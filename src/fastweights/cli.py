@@ -16,8 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fastweights.cli_parse import nearest, parse
-from fastweights.errors import ConfigError, FastWeightsError, NumericalError
+from fastweights.cli_parse import parse
+from fastweights.errors import ConfigError, FastWeightsError, NumericalError, nearest
 
 USAGE = """\
 usage: fastweights VERB ...

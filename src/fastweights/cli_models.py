@@ -10,8 +10,8 @@ import jax
 import numpy as np
 import tyro
 
-from fastweights.cli_parse import nearest, parse
-from fastweights.errors import ConfigError
+from fastweights.cli_parse import parse
+from fastweights.errors import ConfigError, nearest
 from fastweights.fastslow import report as report  # makes the policies of its runs loadable
 from fastweights.hf import chat_template
 from fastweights.inference import chat as chats
@@ -206,6 +206,7 @@ def chat(arguments: list[str]) -> None:
     given: ChatArguments = parse(ChatArguments, arguments, "fastweights chat")
     found = given.load()
     template = template_of(given.template, found)
+    print(chats.banner(found.model, str(given.model)), file=sys.stderr)
     chats.chat(
         found.model,
         found.tokenizer,

@@ -1,14 +1,6 @@
-"""Arguments of the command line into dataclasses, and the word that a wrong one was meant for."""
+"""Arguments of the command line into dataclasses."""
 
 from typing import Any
-
-
-def nearest(word: str, words: Any) -> str:
-    """`, did you mean "x"?` for the word most like it, or nothing."""
-    import difflib
-
-    close = difflib.get_close_matches(word, list(words), n=1)
-    return f", did you mean {close[0]!r}?" if close else ""
 
 
 def parse(kind: Any, arguments: list[str], prog: str, default: Any = None) -> Any:

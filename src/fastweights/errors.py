@@ -4,6 +4,16 @@ Each kind carries the exit code the command line ends with, so that a scheduler 
 from missing data (3), a bad checkpoint (4), a diverged run (5) and a saved preemption (75).
 """
 
+from collections.abc import Iterable
+
+
+def nearest(word: str, words: Iterable[str]) -> str:
+    """`, did you mean "x"?` for the most similar of some words, or an empty text."""
+    import difflib
+
+    close = difflib.get_close_matches(word, list(words), n=1)
+    return f", did you mean {close[0]!r}?" if close else ""
+
 
 class FastWeightsError(Exception):
     """Base of every error that is the user's to mend; shown without a traceback.

@@ -5,8 +5,9 @@ import numpy as np
 from small_decoders import CASES, VOCAB, change, forward, randomised
 
 import fastweights as fw
-from fastweights.inference.chat import chat
+from fastweights.inference.chat import COMMANDS, HELP, banner, chat
 from fastweights.inference.templates import Lines
+from fastweights.models.decoder_config import InPlaceTTT
 
 
 class Letters:
@@ -145,6 +146,49 @@ def test_mistakes_end_nothing(tmp_path):
         assert words in shown
     assert "the state holds 40" in shown
     assert state.lengths.tolist() == [8]
+
+
+def test_a_command_that_is_not_there_is_named():
+    model = randomised(change(CASES["llama"], layers=1))
+    shown, _ = talk(["/froK", "/zzz", "/help"], model)
+    assert "no such command: /froK, did you mean '/fork'?" in shown
+    assert "no such command: /zzz\n" in shown
+    assert shown.count("commands:") == 1  # only /help lists them
+    for name in COMMANDS:
+        assert f"  {name} " in HELP
+
+
+def test_ctrl_c_at_an_idle_prompt_ends_nothing():
+    model = randomised(change(CASES["ttt"], layers=2))
+    lines, shown = iter(["ABCDEFG", KeyboardInterrupt, "HI", EOFError]), []
+
+    def ask(_):
+        line = next(lines)
+        if isinstance(line, str):
+            return line
+        raise line
+
+    how = {"max_new_tokens": 6, "template": Lines("{}", "{}"), "ask": ask, "show": shown.append}
+    state = chat(model, Letters(), **how)
+    assert state.lengths.tolist() == [7 + 6 + 2 + 6]
+    assert "".join(shown).count("/quit or ctrl-D ends") == 1
+
+
+def test_it_says_when_the_first_write_comes_and_when_a_text_is_too_long():
+    model = randomised(change(CASES["ttt"], layers=2, max_length=16))
+    shown, _ = talk(["ABCDEFG"], model, max_length=40)
+    assert "[13 tokens, fast weights moved" in shown
+    slow = randomised(change(CASES["ttt"], layers=2, ttt=InPlaceTTT(layers=(0,), chunk=14)))
+    shown, _ = talk(["ABCDEFG", "H"], slow, max_length=40)
+    assert "[13 tokens, first write after 14]" in shown and "[20 tokens, fast weights" in shown
+    shown, _ = talk(["ABCDEFG", "HIJ", "K"], model, max_length=40)
+    warning = "[the model is made for 16 tokens: answers beyond them may be poor]"
+    assert shown.count(warning) == 2 and shown.index("[22 tokens") < shown.index(warning)
+    plain = randomised(change(CASES["llama"], layers=1))
+    assert "does not learn from the text" in banner(plain, "x")
+    text = banner(slow, "runs/a")
+    assert text.startswith(f"runs/a: {sum(x.size for x in jax.tree.leaves(slow)):,} parameters")
+    assert "Layers 0 learn from the text, every 14 tokens." in text
 
 
 def test_drift_of_a_model_without_in_place_layers():

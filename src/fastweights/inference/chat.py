@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax import Array
 
-from fastweights.errors import ConfigError, DataError, FastWeightsError
+from fastweights.errors import ConfigError, DataError, FastWeightsError, nearest
 from fastweights.inference.prompt import extend
 from fastweights.inference.state import State, capacity, drift, empty, reset
 from fastweights.inference.storage import load, save
@@ -31,6 +31,7 @@ HELP = """commands:
   /back [N]     go back to the last fork, or to number N
   /drift        how far each in-place layer's fast weights have moved
   /quit         end; so does ctrl-D"""
+COMMANDS = [line.split()[0] for line in HELP.splitlines()[1:]]
 
 
 class Tokenizer(Protocol):
@@ -106,6 +107,9 @@ def chat(
             line = ask("> ")
         except EOFError:
             return state
+        except KeyboardInterrupt:
+            show("\n[/quit or ctrl-D ends]\n")
+            continue
         if line.strip() == "/quit":
             return state
         try:
@@ -154,7 +158,7 @@ def answer(
     state, new = write(model, tokenizer, state, sampling, show)
     if closing and new[-1] not in sampling["stop_tokens"]:
         state = extend(model, state, np.array([closing]))
-    show(f"\n[{int(state.lengths[0])} tokens{summary(model, state)}]\n")
+    show(f"\n{status(model, state)}")
     return state
 
 
@@ -243,7 +247,7 @@ def command(
         raise ConfigError(f"{name} needs a file", where=line)
     if name == "/read":
         state = read_file(model, tokenizer, state, Path(rest))
-        show(f"[{int(state.lengths[0])} tokens{summary(model, state)}]\n")
+        show(status(model, state))
         return state
     if name == "/save":
         save(model, state, rest)
@@ -253,7 +257,7 @@ def command(
         loaded = load(model, rest)
         if len(loaded.lengths) != 1:
             raise ConfigError(f"the state has {len(loaded.lengths)} rows, not 1", where=rest)
-        show(f"[{int(loaded.lengths[0])} tokens{summary(model, loaded)}]\n")
+        show(status(model, loaded))
         return loaded
     if name == "/fork":
         forks.append(state)
@@ -263,7 +267,7 @@ def command(
         if not (rest or "1").isdigit() or not 1 <= int(rest or len(forks)) <= len(forks):
             raise ConfigError(f"there are {len(forks)} forks", where=line, next="/fork makes one")
         state = forks[int(rest or len(forks)) - 1]
-        show(f"[{int(state.lengths[0])} tokens{summary(model, state)}]\n")
+        show(status(model, state))
         return state
     if name == "/drift":
         if not model.config.ttt_layers:
@@ -272,13 +276,47 @@ def command(
         for layer, far in zip(model.config.ttt_layers, drift(model, state)[:, 0], strict=True):
             show(f"layer {layer}: {100 * float(far):.3g} %\n")
         return state
+    if name != "/help":
+        raise ConfigError(
+            f"no such command: {name}{nearest(name, COMMANDS)}", next="/help lists the commands"
+        )
     show(f"{HELP}\n")
     return state
 
 
+def banner(model: Decoder, name: str) -> str:
+    """The lines before a chat: the model, its fast weights, and how to get help.
+
+    Args:
+        model: the decoder.
+        name: as the user knows it.
+    """
+    size = sum(x.size for x in jax.tree.leaves(model))
+    config, learns = model.config, "It does not learn from the text."
+    if config.ttt is not None and config.ttt_layers:
+        layers = ", ".join(map(str, config.ttt_layers))
+        learns = f"Layers {layers} learn from the text, every {config.ttt.chunk:,} tokens."
+    return (
+        f"{name}: {size:,} parameters, made for up to {config.max_length:,} tokens.\n{learns}\n"
+        "/help lists the commands; /quit or ctrl-D ends."
+    )
+
+
+def status(model: Decoder, state: State) -> str:
+    """A line on the text so far, and a warning where it is too long for the model."""
+    length, most = int(state.lengths[0]), model.config.max_length
+    line = f"[{length} tokens{summary(model, state)}]\n"
+    if length > most:
+        line += f"[the model is made for {most:,} tokens: answers beyond them may be poor]\n"
+    return line
+
+
 def summary(model: Decoder, state: State) -> str:
     """The largest drift, of a model that learns, as the end of a sentence."""
-    if not model.config.ttt_layers:
+    ttt = model.config.ttt
+    if ttt is None or not model.config.ttt_layers:
         return ""
+    if int(state.lengths[0]) < ttt.chunk:
+        return f", first write after {ttt.chunk:,}"
     far = float(jax.numpy.max(drift(model, state)))
     return f", fast weights moved by up to {100 * far:.3g} %"
