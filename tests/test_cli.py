@@ -1,13 +1,20 @@
 """Mistakes at the command line: a short message, the next step, the right exit code."""
 
 import json
+import os
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
 
 import numpy as np
 import pytest
 from support import ROOT
 
+import fastweights
 from fastweights import cli
 from fastweights.train.checkpoint import Checkpoints
+from fastweights.train.run_dir import versions
 
 
 @pytest.fixture(autouse=True)
@@ -216,6 +223,27 @@ def test_env_prints_versions(capsys):
     code, out, _ = run(capsys, "env", "--json")
     assert code == 0 and json.loads(out)["jax"]
     assert run(capsys, "--help")[0] == 0
+
+
+def test_a_source_tree_that_is_not_installed_runs(monkeypatch):
+    """Its version is that of the code; no package index knows it."""
+    known = metadata.version
+
+    def version(name):
+        if name == "fastweights":
+            raise metadata.PackageNotFoundError(name)
+        return known(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    assert versions()["fastweights"] == fastweights.__version__
+    env = os.environ | {"PYTHONPATH": str(Path(fastweights.__file__).parents[1])}
+    command = [sys.executable, "-m", "fastweights", "--help"]
+    found = subprocess.run(command, env=env, capture_output=True, text=True, cwd="/")
+    assert found.returncode == 0 and found.stdout.startswith("usage: fastweights VERB")
+
+
+def test_the_version_is_that_of_the_package():
+    assert metadata.version("fastweights") == fastweights.__version__
 
 
 def test_a_part_of_a_config_can_be_switched_off():

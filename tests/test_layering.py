@@ -33,6 +33,7 @@ FLOORS = (
     ("cli_parse",),
     ("cli_models",),
     ("cli",),
+    ("__main__",),
 )
 FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}
 #: packages of others that a folder must do without

@@ -148,6 +148,7 @@ def test_an_evaluation_takes_as_many_examples_as_it_is_told(tmp_path, monkeypatc
 def test_a_start_that_cannot_be_may_be_mended_in_its_directory(tmp_path):
     with pytest.raises(ConfigError, match="training split has 24"):
         train(with_plan(batch=25), tmp_path, quiet=True)
+    assert not (tmp_path / ".lock").exists()
     assert train(CONFIG, tmp_path, quiet=True).state.step == 4
 
 
@@ -158,7 +159,7 @@ def test_a_start_that_cannot_be_may_be_mended_in_its_directory(tmp_path):
 def test_a_directory_in_use_is_left_alone(tmp_path, start, config):
     with lock(tmp_path), pytest.raises(ConfigError, match="another process is at work"):
         start(config, tmp_path, quiet=True)
-    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+        assert [path.name for path in tmp_path.iterdir()] == [".lock"]  # of the other process
 
 
 def test_metrics_that_cannot_be_written_are_told_of(tmp_path):

@@ -16,11 +16,12 @@ from typing import Any
 
 import jax
 
+import fastweights
 from fastweights.errors import CheckpointError, ConfigError
 from fastweights.train import manifest, processes
 from fastweights.train.config import FREE_TO_CHANGE, Config, Train, differences, from_json, to_json
 
-PACKAGES = ("fastweights", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 #: held by the process that trains in a directory
 LOCK = ".lock"
 ANOTHER = "give another --run-dir"
@@ -32,6 +33,7 @@ def versions() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "devices": [d.device_kind for d in jax.devices()],
+        "fastweights": fastweights.__version__,  # also of a source tree that is not installed
         **{name: metadata.version(name) for name in PACKAGES},
         "git": _git_revision(),
     }
@@ -161,7 +163,13 @@ def lock(path: Path) -> Iterator[None]:
     """
     with contextlib.ExitStack() as held:
         processes.first_alone(lambda: _take(path, held))
-        yield
+        try:
+            yield
+        except BaseException:
+            if processes.is_first() and not (path / "config.json").exists():
+                # the start was refused: the next one finds the directory as it was
+                (path / LOCK).unlink(missing_ok=True)
+            raise
 
 
 def _take(path: Path, held: contextlib.ExitStack) -> None:
