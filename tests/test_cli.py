@@ -225,6 +225,19 @@ def test_env_prints_versions(capsys):
     assert run(capsys, "--help")[0] == 0
 
 
+@pytest.mark.parametrize("verb", ["generate", "chat", "demo", "import-hf", "export-hf"])
+def test_help_imports_no_array_library(verb):
+    """It is there in a fraction of a second."""
+    code = (
+        "import sys\nfrom fastweights.cli import main\n"
+        f"try: main([{verb!r}, '--help'])\nexcept SystemExit as end: assert not end.code\n"
+        "assert not {'jax', 'flax', 'optax'} & {*sys.modules}, 'imported'"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.startswith(f"usage: fastweights {verb}")
+
+
 def test_a_source_tree_that_is_not_installed_runs(monkeypatch):
     """Its version is that of the code; no package index knows it."""
     known = metadata.version

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from fastweights import demo, demo_catch
+from fastweights.cli_args import CatchDemo, RetrievalDemo
 from fastweights.errors import ConfigError
 from fastweights.train import Result
 from fastweights.train.run_dir import open_run, record_start
@@ -24,7 +25,7 @@ def test_demo_trains_both_nets_prints_a_table_and_saves_a_picture(
 
     monkeypatch.setattr(demo, "arm_config", short_control)
     monkeypatch.setenv("COLUMNS", "120")  # a row of the table is one line
-    demo.main(demo.Arguments(out=tmp_path / "demo"))
+    demo.main(RetrievalDemo(out=tmp_path / "demo"))
     out = capsys.readouterr().out
     rows = [re.split("[│┃]", line)[1:-1] for line in out.splitlines()]
     table = {name.strip(): [cell.strip() for cell in cells] for name, *cells in filter(None, rows)}
@@ -41,16 +42,16 @@ def test_demo_trains_both_nets_prints_a_table_and_saves_a_picture(
 def test_the_two_nets_differ_in_eta_alone(tmp_path):
     from fastweights.train.config import differences, to_json
 
-    arms = [demo.arm_config(demo.Arguments(out=tmp_path), lr) for lr in demo.ARMS.values()]
+    arms = [demo.arm_config(RetrievalDemo(out=tmp_path), lr) for lr in demo.ARMS.values()]
     assert differences(*map(to_json, arms)) == {"model.rule.lr": (0.1, 0.0)}
 
 
 def test_another_demo_in_the_folder_is_told_of_in_words_of_the_demo(tmp_path):
-    older = demo.arm_config(demo.Arguments(out=tmp_path, updates=300), 0.5)
+    older = demo.arm_config(RetrievalDemo(out=tmp_path, updates=300), 0.5)
     record_start(open_run(tmp_path / "with", older), older)
     (tmp_path / "with" / "metrics.jsonl").write_text('{"step": 20}\n')
     with pytest.raises(ConfigError, match="decay_steps: the run has 300") as error:
-        demo.main(demo.Arguments(out=tmp_path))
+        demo.main(RetrievalDemo(out=tmp_path))
     assert "--out" in str(error.value) and "--run-dir" not in str(error.value)
 
 
@@ -66,12 +67,12 @@ def test_a_player_that_was_never_saved_is_trained(tmp_path, monkeypatch):
 
     monkeypatch.setattr(demo_catch, "train_agent", train)
     monkeypatch.setattr(demo_catch, "show", lambda *_, **__: shown.append(1))
-    demo_catch.main(demo_catch.Arguments(run_dir=tmp_path, updates=20))
+    demo_catch.main(CatchDemo(run_dir=tmp_path, updates=20))
     assert trained == [(demo_catch.player(20, 0), tmp_path)] and shown
 
 
 def test_without_matplotlib_nothing_is_trained(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ConfigError, match="matplotlib"):
-        demo.main(demo.Arguments(out=tmp_path / "demo"))
+        demo.main(RetrievalDemo(out=tmp_path / "demo"))
     assert not (tmp_path / "demo").exists()

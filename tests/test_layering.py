@@ -20,7 +20,7 @@ from fastweights.tasks.language import Language
 SOURCE = ROOT / "src" / "fastweights"
 #: folders and modules of the package from the bottom up; a line imports from the lines above it
 FLOORS = (
-    ("errors",),
+    ("errors", "cli_args"),
     ("ops",),
     ("rules",),
     ("nn", "testing"),

@@ -245,7 +245,8 @@ def evaluate(arguments: list[str]) -> None:
     """`eval --run-dir DIR [--split test] [--which best]`, or `eval --task needles`."""
     name, arguments = taken_out(arguments, "--task", "")
     if name == "needles":
-        return of_models("needles")(arguments)
+        importlib.import_module("fastweights.cli_models").needles(arguments)
+        return
     if name:
         raise ConfigError(
             f"no evaluation is named {name!r}{nearest(name, ['needles'])}",
@@ -285,16 +286,22 @@ def ckpt(arguments: list[str]) -> None:
 
 def demo(arguments: list[str]) -> None:
     """`demo [--task NAME]`: see `fastweights.demo` and the modules beside it."""
-    modules = {"retrieval": "fastweights.demo", "catch": "fastweights.demo_catch"}
-    modules["fast-slow"] = "fastweights.demo_fast_slow"
+    from fastweights import cli_args
+
+    demos = {
+        "retrieval": ("fastweights.demo", cli_args.RetrievalDemo),
+        "catch": ("fastweights.demo_catch", cli_args.CatchDemo),
+        "fast-slow": ("fastweights.demo_fast_slow", cli_args.FastSlowDemo),
+    }
     name, rest = taken_out(arguments, "--task", "retrieval")
-    if name not in modules:
+    if name not in demos:
         raise ConfigError(
-            f"no demo of {name!r}{nearest(name, modules)}",
-            next=f"fastweights demo --task {' or '.join(modules)}",
+            f"no demo of {name!r}{nearest(name, demos)}",
+            next=f"fastweights demo --task {' or '.join(demos)}",
         )
-    demonstration = importlib.import_module(modules[name])
-    demonstration.main(parse(demonstration.Arguments, rest, f"fastweights demo --task {name}"))
+    module, kind = demos[name]
+    given = parse(kind, rest, f"fastweights demo --task {name}")
+    importlib.import_module(module).main(given)
 
 
 def parity(arguments: list[str]) -> None:
@@ -326,11 +333,17 @@ def env(arguments: list[str]) -> None:
         print("\n".join(f"{name}: {value}" for name, value in found.items()))
 
 
-def of_models(name: str) -> Callable[[list[str]], None]:
-    """A verb of `fastweights.cli_models`."""
-    return lambda arguments: getattr(importlib.import_module("fastweights.cli_models"), name)(
-        arguments
-    )
+def of_models(name: str, kind: str) -> Callable[[list[str]], None]:
+    """A verb of `fastweights.cli_models`, with its arguments in `fastweights.cli_args`."""
+
+    def verb(arguments: list[str]) -> None:
+        from fastweights import cli_args
+
+        given = parse(getattr(cli_args, kind), arguments, f"fastweights {name}")
+        models = importlib.import_module("fastweights.cli_models")
+        getattr(models, name.replace("-", "_"))(given)
+
+    return verb
 
 
 VERBS: dict[str, Callable[[list[str]], None]] = {
@@ -338,10 +351,10 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "eval": evaluate,
     "ckpt": ckpt,
     "demo": demo,
-    "generate": of_models("generate"),
-    "chat": of_models("chat"),
-    "import-hf": of_models("import_hf"),
-    "export-hf": of_models("export_hf"),
+    "generate": of_models("generate", "GenerateArguments"),
+    "chat": of_models("chat", "ChatArguments"),
+    "import-hf": of_models("import-hf", "ImportArguments"),
+    "export-hf": of_models("export-hf", "ExportArguments"),
     "parity": parity,
     "env": env,
 }

@@ -8,8 +8,14 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
-import tyro
 
+from fastweights.cli_args import (
+    ChatArguments,
+    ExportArguments,
+    GenerateArguments,
+    ImportArguments,
+    Writing,
+)
 from fastweights.cli_parse import parse
 from fastweights.errors import ConfigError, nearest
 from fastweights.fastslow import report as report  # makes the policies of its runs loadable
@@ -20,93 +26,6 @@ from fastweights.inference.templates import Lines, Template, choose
 from fastweights.needle_eval import Answered, NeedleEval, evaluate, summary
 from fastweights.pretrained import Pretrained, load
 from fastweights.tasks.language_data import read_text
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Writing:
-    """Who writes, and how.
-
-    Attributes:
-        model: a Hugging Face checkpoint or the directory of a run, whose best checkpoint it is.
-        max_new_tokens: the most tokens of a text.
-        temperature: 0 takes the likeliest token; otherwise logits are divided by it.
-        top_k: draw from the k likeliest tokens only.
-        top_p: draw from the fewest likeliest tokens that have this probability together.
-        seed: of what is drawn.
-        stop: texts of special tokens that end a text, beside those of the model.
-        ttt: whether the fast weights of an in-place model learn.
-        dtype: of a Hugging Face checkpoint's weights and computation; a run has its own.
-    """
-
-    model: Path
-    max_new_tokens: int = 256
-    temperature: float = 0.0
-    top_k: int | None = None
-    top_p: float | None = None
-    seed: int = 0
-    stop: tuple[str, ...] = ()
-    ttt: Literal["on", "off"] = "on"
-    dtype: Literal["float32", "bfloat16"] = "float32"
-
-    def load(self) -> Pretrained:
-        """The model."""
-        return load(self.model, self.dtype, self.ttt == "on")
-
-    def sampling(self, found: Pretrained, stops: tuple[str, ...] = ()) -> dict[str, Any]:
-        """Arguments of `inference.stream`.
-
-        Args:
-            found: the model.
-            stops: special tokens that end a text, beside those asked for.
-
-        Raises:
-            ConfigError: the tokenizer has no such token.
-        """
-        added = found.tokenizer.added
-        for text in self.stop:
-            if text not in added:
-                raise ConfigError(
-                    f"this tokenizer has no special token {text!r}{nearest(text, added)}",
-                    where="--stop",
-                    next=f"one of {', '.join(list(added)[:8])}" if added else "leave --stop out",
-                )
-        tokens = {*found.stop_tokens, *(added[text] for text in (*self.stop, *stops))}
-        return {
-            "max_new_tokens": self.max_new_tokens,
-            "temperature": self.temperature,
-            "top_k": self.top_k,
-            "top_p": self.top_p,
-            "stop_tokens": sorted(tokens),
-            "key": jax.random.key(self.seed),
-        }
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class GenerateArguments(Writing):
-    """Continue a text: the new text on standard output, everything else on standard error.
-
-    Attributes:
-        prompt: the text; without it and `prompt_file`, standard input is.
-        prompt_file: a UTF-8 file with the text.
-    """
-
-    prompt: str | None = None
-    prompt_file: Path | None = None
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ChatArguments(Writing):
-    """A conversation; /help lists its commands.
-
-    Attributes:
-        template: what is read for a line, {} in it; by default the chat template of the checkpoint,
-            and without one that of the tokenizer's special tokens: ChatML, Llama 3, or the line and
-            a line end.
-        max_length: tokens of the whole conversation; by default those that the model is made for.
-    """
-
-    template: str | None = None
-    max_length: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -128,45 +47,49 @@ class NeedleArguments(NeedleEval):
     answers: Path | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class ImportArguments:
-    """Write the config of a run that continues a checkpoint with in-place test-time training.
+def load_model(given: Writing) -> Pretrained:
+    """The model that is asked for."""
+    return load(given.model, given.dtype, given.ttt == "on")
 
-    Attributes:
-        path: a Qwen3 or Llama checkpoint in Hugging Face layout.
-        out: the Python file to write; never overwritten.
-        tokenizer: "bytes", or a tokenizer.json or its folder; by default the checkpoint's own.
+
+def sampling_of(given: Writing, found: Pretrained, stops: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Arguments of `inference.stream`.
+
+    Args:
+        given: of the command line.
+        found: the model.
+        stops: special tokens that end a text, beside those asked for.
+
+    Raises:
+        ConfigError: the tokenizer has no such token.
     """
-
-    path: tyro.conf.Positional[Path]
-    out: tyro.conf.Positional[Path]
-    tokenizer: str | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class ExportArguments:
-    """Write the model of a run in Hugging Face layout, with its tokenizer.
-
-    Attributes:
-        run_dir: directory of the run.
-        out: the directory to write; never overwritten.
-        which: best (by the validation score) or last.
-    """
-
-    out: tyro.conf.Positional[Path]
-    run_dir: Path
-    which: Literal["best", "last"] = "best"
+    added = found.tokenizer.added
+    for text in given.stop:
+        if text not in added:
+            raise ConfigError(
+                f"this tokenizer has no special token {text!r}{nearest(text, added)}",
+                where="--stop",
+                next=f"one of {', '.join(list(added)[:8])}" if added else "leave --stop out",
+            )
+    tokens = {*found.stop_tokens, *(added[text] for text in (*given.stop, *stops))}
+    return {
+        "max_new_tokens": given.max_new_tokens,
+        "temperature": given.temperature,
+        "top_k": given.top_k,
+        "top_p": given.top_p,
+        "stop_tokens": sorted(tokens),
+        "key": jax.random.key(given.seed),
+    }
 
 
-def generate(arguments: list[str]) -> None:
+def generate(given: GenerateArguments) -> None:
     """`generate --model PATH [--prompt TEXT | --prompt-file FILE]`."""
-    given: GenerateArguments = parse(GenerateArguments, arguments, "fastweights generate")
     if given.prompt is not None and given.prompt_file is not None:
         raise ConfigError("there are two prompts", next="--prompt or --prompt-file, one of them")
     checks.amount(given.max_new_tokens)
     text = read_prompt(given)
-    found = given.load()
-    sampling = given.sampling(found)
+    found = load_model(given)
+    sampling = sampling_of(given, found)
     prompt = np.array([*found.tokenizer.opening, *found.tokenizer.encode(text)], np.int32)
     state = prefill(found.model, prompt[None], max_length=len(prompt) + given.max_new_tokens)
     state, new = chats.write(found.model, found.tokenizer, state, sampling, show)
@@ -201,16 +124,15 @@ def show(text: str) -> None:
     print(text, end="", flush=True)
 
 
-def chat(arguments: list[str]) -> None:
+def chat(given: ChatArguments) -> None:
     """`chat --model PATH`."""
-    given: ChatArguments = parse(ChatArguments, arguments, "fastweights chat")
-    found = given.load()
+    found = load_model(given)
     template = template_of(given.template, found)
     print(chats.banner(found.model, str(given.model)), file=sys.stderr)
     chats.chat(
         found.model,
         found.tokenizer,
-        **given.sampling(found, template.stops),
+        **sampling_of(given, found, template.stops),
         max_length=given.max_length,
         template=template,
         end=found.tokenizer.added[template.stops[0]] if template.stops else None,
@@ -289,9 +211,8 @@ def write_answers(file: Path, found: list[Answered]) -> None:
         ) from error
 
 
-def import_hf(arguments: list[str]) -> None:
+def import_hf(given: ImportArguments) -> None:
     """`import-hf PATH OUT.py [--tokenizer bytes|FILE]`."""
-    given: ImportArguments = parse(ImportArguments, arguments, "fastweights import-hf")
     from fastweights.continued import continued, source
 
     out = given.out
@@ -312,9 +233,8 @@ def import_hf(arguments: list[str]) -> None:
     print(f"wrote {out}; next: fastweights train {out} --data.dir DIR --run-dir runs/{out.stem}")
 
 
-def export_hf(arguments: list[str]) -> None:
+def export_hf(given: ExportArguments) -> None:
     """`export-hf --run-dir DIR OUT [--which best|last]`."""
-    given: ExportArguments = parse(ExportArguments, arguments, "fastweights export-hf")
     from fastweights.export import export_run
 
     step = export_run(given.run_dir, given.out, given.which)

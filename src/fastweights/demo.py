@@ -5,7 +5,6 @@ K = 4 pairs as in Ba et al. 2016. H = 100 units, starting weights of unit varian
 η = 0.5 can stay on a plateau at 40 % error. The paper's setting is `configs/retrieval.py`.
 """
 
-import dataclasses
 import importlib
 import time
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from fastweights.cli_args import RetrievalDemo
 from fastweights.errors import ConfigError, install_extra
 from fastweights.models.retrieval import RetrievalModel
 from fastweights.rules import Hebbian
@@ -29,22 +29,7 @@ EXAMPLES = ("c9k8j3f1??c", "j0a5s5z2??a", "q7x2m4b6??b")
 SYMBOLS_DRAWN = "c9k8j3f1??k"
 
 
-@dataclasses.dataclass(frozen=True)
-class Arguments:
-    """Train the two nets, print their errors, save one picture.
-
-    Attributes:
-        out: directory for data, runs and the picture; a demo that was stopped goes on there.
-        updates: updates of each net.
-        seed: of weights and data order.
-    """
-
-    out: Path = Path("demo")
-    updates: int = 1_500
-    seed: int = 0
-
-
-def arm_config(arguments: Arguments, lr: float) -> Config:
+def arm_config(arguments: RetrievalDemo, lr: float) -> Config:
     """The config of one net; the two differ in the fast learning rate η and nothing else."""
     every = max(1, arguments.updates // 15)
     horizon = max(arguments.updates, 101)  # longer than the warmup, however short the demo
@@ -63,7 +48,7 @@ def arm_config(arguments: Arguments, lr: float) -> Config:
     )
 
 
-def main(arguments: Arguments) -> None:
+def main(arguments: RetrievalDemo) -> None:
     """Run the demo."""
     require_matplotlib()
     say = Console(highlight=False).print

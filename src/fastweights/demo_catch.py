@@ -3,15 +3,14 @@
 On a terminal the frames replace each other; elsewhere they are printed one below the other.
 """
 
-import dataclasses
 import sys
 import time
-from pathlib import Path
 from typing import TextIO
 
 import jax
 import numpy as np
 
+from fastweights.cli_args import CatchDemo
 from fastweights.models.catch import CatchModel, CatchNet
 from fastweights.rules import Hebbian
 from fastweights.tasks.catch import ACTIONS, PADDLE, Board, Catch
@@ -19,25 +18,6 @@ from fastweights.train import manifest
 from fastweights.train.actor_critic import Moves, play
 from fastweights.train.agent import AgentConfig, load_agent, train_agent
 from fastweights.train.config import Optim, Train
-
-
-@dataclasses.dataclass(frozen=True)
-class Arguments:
-    """Train a player of Catch (or take one that is trained) and show its games.
-
-    Attributes:
-        run_dir: the run; if it is finished it is not trained again.
-        updates: updates of 128 games each, when it is trained here; a multiple of 20.
-        games: games to show.
-        pause: seconds between frames on a terminal.
-        seed: of weights and of training games.
-    """
-
-    run_dir: Path = Path("demo/catch")
-    updates: int = 800
-    games: int = 3
-    pause: float = 0.15
-    seed: int = 0
 
 
 def player(updates: int, seed: int) -> AgentConfig:
@@ -50,7 +30,7 @@ def player(updates: int, seed: int) -> AgentConfig:
     )
 
 
-def main(arguments: Arguments) -> None:
+def main(arguments: CatchDemo) -> None:
     """Run the demo."""
     if manifest.steps(arguments.run_dir / "checkpoints"):
         config, state = load_agent(arguments.run_dir)

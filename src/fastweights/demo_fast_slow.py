@@ -2,10 +2,12 @@
 
 import dataclasses
 import importlib.util
+import sys
 from pathlib import Path
 from typing import Any
 
-from fastweights.errors import ConfigError, install_extra
+from fastweights.cli_args import FastSlowDemo
+from fastweights.errors import ConfigError, install_extra, nearest
 from fastweights.fastslow.base_model import base_config
 from fastweights.fastslow.config import FastSlow, arm
 from fastweights.fastslow.edits import Inductive
@@ -18,32 +20,33 @@ from fastweights.train import train
 ARMS = {"fast-slow": "fst", "RL only": "rl"}
 
 
-@dataclasses.dataclass(frozen=True)
-class Arguments:
-    """Evolve prompts and train weights on hinted string programs, beside training weights only.
+def agree_to_train(arguments: FastSlowDemo) -> None:
+    """Ask before a base model is trained in a directory that the user has named.
 
-    Attributes:
-        base: run directory of the base language model; trained first where there is none, which
-            takes most of the time.
-        run_dir: directory of the two runs; what is done is not done again.
-        updates: of the weights, in each.
-        lr: learning rate of both.
-        seed: of both.
-        out: the picture.
+    Raises:
+        ConfigError: no terminal to ask on, or the answer is not yes.
     """
+    base = arguments.base
+    if (base / "config.json").exists() or base == FastSlowDemo.base or arguments.train_base:
+        return
+    folders = base.parent.iterdir() if base.parent.is_dir() else ()
+    near = nearest(base.name, [each.name for each in folders if each.is_dir()])
+    missing = f"there is no base model in {base}{near}"
+    question = f"T{missing[1:]}. Train one there, 11 minutes on two cores? [y/N] "
+    if sys.stdin.isatty() and input(question).strip().lower() in ("y", "yes"):
+        return
+    raise ConfigError(
+        missing,
+        where="--base",
+        next=f"the directory of one, or --train-base to train it in {base}",
+    )
 
-    base: Path = Path("demo/fst_base")
-    run_dir: Path = Path("demo/fast_slow")
-    updates: int = 60
-    lr: float = 3e-4
-    seed: int = 0
-    out: Path = Path("demo/fast_slow.png")
 
-
-def main(arguments: Arguments) -> None:
+def main(arguments: FastSlowDemo) -> None:
     """Run the demo."""
     if importlib.util.find_spec("matplotlib") is None:
         raise ConfigError("the picture needs matplotlib", next=install_extra("plot"))
+    agree_to_train(arguments)
     print(
         "A number is rewritten by a hidden rule, which depends on its first digit. A prompt can\n"
         "spell the rule out in a language that the base model knows. `fast-slow` evolves prompts\n"
