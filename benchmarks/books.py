@@ -27,7 +27,7 @@ import jax
 import numpy as np
 import tyro
 
-from fastweights.cli import load_config
+from fastweights.config_file import load_config
 from fastweights.tasks import context_loss
 from fastweights.tasks.base import Data
 from fastweights.tasks.batches import evenly

@@ -25,7 +25,7 @@ import harness
 import tyro
 
 from fastweights import pretrained
-from fastweights.cli import load_config
+from fastweights.config_file import load_config
 from fastweights.errors import ConfigError, FastWeightsError
 from fastweights.fastslow.config import ARMS, FastSlow, arm, check
 from fastweights.fastslow.loop import fingerprint, train_fast_slow

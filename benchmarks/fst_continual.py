@@ -22,7 +22,7 @@ import fst
 import harness
 import tyro
 
-from fastweights.cli import load_config
+from fastweights.config_file import load_config
 from fastweights.fastslow.config import FastSlow, arm
 from fastweights.fastslow.loop import evaluate, train_fast_slow
 from fastweights.fastslow.report import load

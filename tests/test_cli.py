@@ -13,6 +13,7 @@ from support import ROOT
 
 import fastweights
 from fastweights import cli
+from fastweights.config_file import load_config
 from fastweights.train.checkpoint import Checkpoints
 from fastweights.train.run_dir import versions
 
@@ -261,7 +262,7 @@ def test_the_version_is_that_of_the_package():
 
 def test_a_part_of_a_config_can_be_switched_off():
     """`--model.ttt None`, which the parser has no flag for; a value named None stays with it."""
-    config = cli.load_config("configs/books.py")
+    config = load_config("configs/books.py")
     off, rest = cli.switch_off(
         config, ["--model.ttt", "None", "--optim.clip", "None", "--seed", "3"]
     )

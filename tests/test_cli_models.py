@@ -14,6 +14,7 @@ from hf.tiny import LLAMA, assert_same, logits, model
 from test_cli import run
 
 from fastweights import cli, hf
+from fastweights.config_file import load_config
 from fastweights.models.decoder_config import InPlaceTTT
 from fastweights.models.retrieval import RetrievalModel
 from fastweights.pretrained import load, load_run, without_ttt
@@ -86,7 +87,7 @@ def greedy(decoder, text, count):
 
 
 def test_the_config_written_continues_the_checkpoint_as_the_paper_does(folder):
-    config = cli.load_config(str(folder / "mine.py"))
+    config = load_config(str(folder / "mine.py"))
     check(config)
     assert config.start == config.task.tokenizer == str(folder / "base")
     assert config.task == Language(length=160, tokenizer=config.start, separator="<|separator|>")
@@ -114,7 +115,7 @@ def test_a_large_checkpoint_gets_every_sixth_layer_and_chunks_of_1024(folder, tm
     assert (config.task.length, config.task.separator) == (8192, None)
     assert config.model.windows == big.windows
     (tmp_path / "file.py").write_text(source(config, tmp_path / "file.py"))
-    assert cli.load_config(str(tmp_path / "file.py")) == config
+    assert load_config(str(tmp_path / "file.py")) == config
 
     # one that has learned in place goes on as it is
     again = continued(folder / "out")

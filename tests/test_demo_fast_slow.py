@@ -8,8 +8,8 @@ import pytest
 from support import ROOT
 
 from fastweights import demo_fast_slow
-from fastweights.cli import load_config
 from fastweights.cli_args import FastSlowDemo
+from fastweights.config_file import load_config
 from fastweights.errors import ConfigError
 from fastweights.fastslow.config import ARMS, arm, check
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from support import ROOT
 
-from fastweights.cli import load_config
+from fastweights.config_file import load_config
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ FLOORS = (
     ("pretrained",),
     ("fastslow",),
     ("export", "continued", "eval_harness", "needle_eval", "demo", "demo_catch", "demo_fast_slow"),
-    ("cli_parse",),
+    ("cli_parse", "config_file"),
     ("cli_models",),
     ("cli",),
     ("__main__",),

@@ -7,7 +7,6 @@ ends in a short message on standard error and the exit code of its kind; see `er
 import contextlib
 import dataclasses
 import importlib
-import importlib.util
 import itertools
 import json
 import os
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fastweights.cli_parse import parse
+from fastweights.config_file import load_config
 from fastweights.errors import ConfigError, FastWeightsError, NumericalError, nearest
 
 USAGE = """\
@@ -89,45 +89,6 @@ def usage_of(verb: str) -> str:
     first = next(i for i, text in enumerate(lines) if text.startswith(f"  {verb} "))
     more = itertools.takewhile(lambda text: text.startswith("   "), lines[first + 1 :])
     return "\n".join([f"usage: fastweights {lines[first].strip()}", *more])
-
-
-def load_config(path: str) -> Any:
-    """The `config` of a Python config file.
-
-    Raises:
-        ConfigError: there is no such file, it fails, or it defines no config.
-    """
-    from fastweights.fastslow.config import FastSlow
-    from fastweights.train import Config
-    from fastweights.train.agent import AgentConfig
-    from fastweights.train.sweep import Sweep
-
-    file = Path(path)
-    if not file.is_file():
-        known = sorted(
-            str(p) for p in (file.parent if file.parent.is_dir() else Path()).glob("*.py")
-        )
-        raise ConfigError(
-            f"there is no config file {path}{nearest(path, known)}",
-            next="give the path of a Python file like configs/retrieval.py of the repository",
-        )
-    spec = importlib.util.spec_from_file_location(f"fastweights_config_{file.stem}", file)
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"{path} is not a Python file", next="its name must end in .py")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # whatever the user's file does wrong, it is theirs to mend
-        raise ConfigError(
-            f"this config file fails: {type(error).__name__}: {error}", where=path, next="mend it"
-        ) from error
-    if not isinstance(getattr(module, "config", None), Config | AgentConfig | Sweep | FastSlow):
-        raise ConfigError(
-            "this config file defines no `config`",
-            where=path,
-            next="let it end in `config = Config(...)`; see configs/retrieval.py",
-        )
-    return module.config
 
 
 def train(arguments: list[str]) -> None:

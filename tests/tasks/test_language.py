@@ -11,7 +11,7 @@ from flax import nnx
 from support import ROOT, real_data
 from tolerances import assert_close
 
-from fastweights.cli import load_config
+from fastweights.config_file import load_config
 from fastweights.errors import ConfigError, DataError
 from fastweights.models.decoder import Decoder
 from fastweights.models.decoder_config import DecoderConfig

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from fastweights.errors import ConfigError
 from fastweights.tasks.base import Task
 from fastweights.train.config import Config, Optim
 from fastweights.train.optim import learning_rate, optimizer, with_inner_warmup, without_frozen
@@ -32,6 +33,12 @@ def make_update(config: Config) -> TrainStep:
 
     def loss(model: Any, batch: Batch) -> tuple[Array, dict[str, Array]]:
         scores = config.task.measure(model, batch)
+        if "loss" not in scores:
+            raise ConfigError(
+                f'{type(config.task).__name__}.measure gives no "loss", only {", ".join(scores)}',
+                where="task",
+                next='return {"loss": ..., ...}, each score an array with an entry an example',
+            )
         weight = scores.pop("weight", None)
         if weight is not None:  # ones, to the bit, where all examples count the same
             share = weight * (len(weight) / jnp.sum(weight))
