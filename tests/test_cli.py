@@ -92,9 +92,9 @@ def test_a_missing_config_file_suggests_the_nearest(capsys, tmp_path):
 @pytest.mark.parametrize(
     "text,named",
     [
-        ("config = 3", "defines no `config`"),
+        ("config = 3", "`config` of this file is of type int"),
         ("import nothing_like_it", "ModuleNotFoundError"),
-        ("(", "Syntax"),
+        ("(", "is no Python: "),
     ],
 )
 def test_a_config_file_that_fails(capsys, tmp_path, text, named):

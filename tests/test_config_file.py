@@ -48,7 +48,7 @@ config = Config(
         ("Optim(lr=1e-3)", "Optim(]", 9, "this config file is no Python: "),
         ("Retrieval(pairs=4)", "Retrieval(pairs=1 / 0)", 7, "ZeroDivisionError: division by zero"),
         ("config =", "settings =", None, "defines no `config`"),
-        ("config = Config(", "config = dict(", None, "`config` of this file is a dict"),
+        ("config = Config(", "config = dict(", None, "`config` of this file is of type dict"),
     ],
 )
 def test_a_mistake_is_named_with_its_line(tmp_path, monkeypatch, old, new, line, words):

@@ -47,7 +47,7 @@ def load_config(path: str) -> Any:
         raise ConfigError(
             "this config file defines no `config`"
             if config is None
-            else f"`config` of this file is a {type(config).__name__}",
+            else f"`config` of this file is of type {type(config).__name__}",
             where=path,
             next="let it end in `config = Config(...)`; see configs/retrieval.py",
         )
