@@ -133,8 +133,8 @@ def beyond(record: dict[str, Any]) -> list[list[str]]:
     first, end = books_long.PARTS[-1], books_long.LENGTH
     return [
         [
-            f"the same at {first:,} to {end:,} bytes, trained on 1,024; W - W0 times 0.9 before "
-            "every write; two books",
+            f"the same at {first:,} to {end:,} bytes, trained on 1,024; after training, W - W0 "
+            "is multiplied by 0.9 before every write; two books",
             f"**{decayed[1]}**",
             f"as released {released[1]}",
             f"nats a byte, {len(decayed[0])} seeds; [by position](docs/in_place_ttt.md)",
@@ -157,14 +157,16 @@ def trained_on(record: dict[str, Any]) -> list[list[str]]:
     if ours is None or released is None:
         return []
     tokens = base["updates"] * base["batch"] * base["row"]
+    form = next(name for name in continued.OTHERS if runs.get(name) is ours)
+    known = next(name for name in continued.AS_RELEASED if runs.get(name) is released)
     return [
         [
             "SmolLM2-135M trained on books, attention to 512 tokens, loss with writes less that of "
             "the same training without, 1,024 to 8,192 tokens",
             f"**{late(ours):+.3f}**",
-            f"{less(ours, 0):+.3f} at 0 to 256, before any write: no gain is shown; "
-            f"as released {late(released):+.3f}",
-            f"nats a token, one seed, {tokens:,} tokens; "
+            f"{less(ours, 0):+.3f} at 0 to 256, before any write; {known} {late(released):+.3f}",
+            f"{form}; nats a token, one seed, {tokens:,} tokens, {len(runs)} of "
+            f"{len(continued.SEARCHED)} arms, the book that settings are chosen by; "
             "[by position](docs/in_place_ttt.md#on-a-pretrained-model)",
         ]
     ]

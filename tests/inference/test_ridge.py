@@ -43,6 +43,36 @@ def test_it_is_ridge_regression_in_float64(n, f, size):
     assert (np.linalg.norm(found - weights) / np.linalg.norm(slow) > 0.399) == (size > 1)
 
 
+@pytest.mark.parametrize("size", [1.0, 1e2, 1e3, 1e4])
+@pytest.mark.parametrize("n,f,distinct", [(512, 64, 20), (40, 64, 2), (300, 64, 1)])
+def test_keys_that_repeat_or_are_large_leave_finite_weights(n, f, distinct, size):
+    """And the fit of what was written is no worse than without it."""
+    rng = np.random.default_rng(0)
+    keys, targets = size * rng.normal(size=(distinct, f)), rng.normal(size=(distinct, 3))
+    which = rng.integers(0, distinct, n)
+    slow = rng.normal(size=(3, f))
+    given = [jnp.asarray(x, jnp.float32) for x in (slow, slow, keys[which], targets[which])]
+    found = fitted(Ridge(step=1.0), *given, jnp.ones(n, bool))
+    assert np.isfinite(found).all()
+    error = np.linalg.norm(targets - keys @ (np.asarray(found, np.float64) - slow).T)
+    assert error < 0.5 * np.linalg.norm(targets)
+
+
+def test_padding_does_not_change_the_fit():
+    """A short text alone, and in a row as long as the longest of a batch."""
+    rng = np.random.default_rng(1)
+    slow = rng.normal(size=(3, 32)).astype(np.float32)
+    z = (10 * rng.normal(size=(100, 32))).astype(np.float32)
+    v = rng.normal(size=(100, 3)).astype(np.float32)
+    for tokens in (8192, 20):
+        alone = fitted(
+            Ridge(step=1.0, tokens=tokens), slow, slow, z[:24], v[:24], np.ones(24, bool)
+        )
+        long = fitted(Ridge(step=1.0, tokens=tokens), slow, slow, z, v, np.arange(100) < 24)
+        moved = np.abs(np.asarray(alone) - slow).max()
+        assert np.abs(np.asarray(alone) - np.asarray(long)).max() < 1e-3 * moved
+
+
 def first_layer(model, tokens):
     """Keys and targets of layer 0 for one text, convolved by a loop over tokens and taps."""
     block, embedded = model.layer(0), model.embedded(jnp.asarray(tokens)[None])
@@ -149,7 +179,9 @@ def test_a_fitted_state_is_forked_and_saved(tmp_path):
     "case,ridge,more,message",
     [
         ("llama", Ridge(), {}, "needs in-place layers"),
-        ("ttt", Ridge(penalty=0.0), {}, "ridge.penalty is 0.0; it must be positive"),
+        ("ttt", Ridge(penalty=0.0), {}, "ridge.penalty is 0.0; it must be a positive finite"),
+        ("ttt", Ridge(step=float("inf")), {}, "ridge.step is inf"),
+        ("ttt", Ridge(tokens=2.5), {}, "ridge.tokens is 2.5; it must be a positive whole number"),
         ("ttt", Ridge(step=-1.0), {}, "ridge.step is -1.0"),
         ("ttt", Ridge(step=float("nan")), {}, "ridge.step is nan"),
         ("ttt", Ridge(tokens=0), {}, "ridge.tokens is 0"),

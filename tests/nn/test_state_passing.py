@@ -60,7 +60,7 @@ def loops(mlp, x, t, ids, passed):
             keys = z[row, at : at + C] * (here == mine)[:, None]
             write = ttt.lr * v[row, at : at + C].T @ keys
             if ttt.residual:
-                write = write - ttt.lr * added @ keys.T @ keys
+                write = write - ttt.lr * ttt.decay * added @ keys.T @ keys
                 write /= max(norm(keys) ** 2, 1e-12)
             size = norm(write)
             if ttt.clip and size > ttt.clip:

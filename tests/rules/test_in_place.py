@@ -45,7 +45,7 @@ def loop(w0, start, z, v, *, chunk, lr, segments, limit=np.inf, decay=1.0, resid
         W = start if document == documents[0] else w0
         for j in range(chunks):
             own = [s for s in range(j * chunk, j * chunk + chunk) if ids[s] == document]
-            said = {s: (W - w0) @ z[s] if residual else 0 for s in own}
+            said = {s: decay * (W - w0) @ z[s] if residual else 0 for s in own}
             write = lr * sum((np.outer(v[s] - said[s], z[s]) for s in own), 0 * w0)
             if residual and own:
                 write = write / sum(z[s] @ z[s] for s in own)
@@ -89,7 +89,7 @@ def by_gradient(
                     square = lambda D, own=own, pulled=pulled: (
                         0.5 * jnp.sum((own @ D.T - pulled) ** 2)
                     )
-                    step = -lr * jax.grad(square)(W - w0) / jnp.sum(own**2)
+                    step = -lr * jax.grad(square)(decay * (W - w0)) / jnp.sum(own**2)
                 else:
                     step = -lr * jax.grad(inner_loss)(W, own, pulled)
                 norm = jnp.sqrt(jnp.sum(step**2))
@@ -322,6 +322,25 @@ def test_a_residual_write_is_a_step_on_the_squared_loss():
     assert_close(state.weights, final)
 
 
+@pytest.mark.parametrize("decay", [1.0, 0.9, 0.5])
+def test_a_residual_write_is_stable_for_a_rate_below_two(decay):
+    """Equal unit keys, one a chunk: the error is multiplied by 1 - η after forgetting."""
+    z, v = np.tile(np.eye(1, F), (200, 1)), np.tile(np.ones((1, D)), (200, 1))
+    how = {"chunk": 1, "lr": 1.9, "residual": True, "decay": decay}
+    final = chunk_scan(jnp.zeros((D, F)), *map(jnp.float32, (z, v)), **how)[1]
+    # D = λ D + η (1 - λ D)
+    assert_close(final[:, 0], np.full(D, 1.9 / (1 + 0.9 * decay)))
+
+
+def test_keys_of_almost_no_size_have_a_finite_gradient():
+    (w0, _, z, v), _ = problem(0, 8)
+    for size in (1e-6, 1e-10, 1e-20, 0.0):
+        given = [jnp.asarray(x, jnp.float32) for x in (w0, size * z, v)]
+        value = lambda w0, z, v: jnp.sum(chunk_scan(w0, z, v, chunk=2, lr=1.0, residual=True)[0])
+        for grad in jax.grad(value, (0, 1, 2))(*given):
+            assert np.isfinite(grad).all()
+
+
 def test_residual_writes_of_equal_keys_do_not_grow():
     """64 chunks with the same keys and targets: D says the target, where plain writes say 64."""
     z, v = np.tile(np.eye(2, F), (64, 1)), np.tile(np.ones((2, D)), (64, 1))
@@ -376,7 +395,7 @@ def test_the_rule_is_the_scan(length, chunk, clip):
         assert_close(state.weights, final)
         rest = length // chunk * chunk
         assert state.count == length - rest
-        pulled = v - z @ (final - w0).T if rule.residual else v
+        pulled = v - z @ (rule.decay * (final - w0)).T if rule.residual else v
         assert_close(state.pending, LR * pulled[rest:].T @ z[rest:])
 
 

@@ -145,8 +145,12 @@ def ridge(model: Decoder, ridge: Ridge | None, piece: int | None) -> None:
             next="load it with ttt=InPlaceTTT(layers=...)",
         )
     for name, number in ridge._asdict().items():
-        if not number > 0:
-            raise ConfigError(f"ridge.{name} is {number}; it must be positive", where="ridge")
+        kinds = int if name == "tokens" else (int, float)
+        if not (isinstance(number, kinds) and 0 < number < float("inf")):
+            kind = "whole number" if name == "tokens" else "finite Python number"
+            raise ConfigError(
+                f"ridge.{name} is {number!r}; it must be a positive {kind}", where="ridge"
+            )
     if piece is not None:
         raise ConfigError(
             "a closed-form write is of tokens that are read at once, and `piece` cuts them",

@@ -88,8 +88,8 @@ def prefill(
             at once grows with `piece` times T then, where it grows with the square of T for None,
             all at once. The state is the same up to rounding.
         ridge: then write the prompt's last tokens once more in closed form, in every in-place
-            layer; see `Ridge`. Without `piece`: a longer prompt is a `prefill` of its first part,
-            and an `extend` with `ridge` for the tokens to fit.
+            layer; see `Ridge`. Not with `piece`: a prompt too long to read at once is a `prefill`
+            of its first part, and an `extend` with `ridge` of the tokens to fit.
 
     Returns:
         The state: `state.logits [B, vocab]` are of the token after the last of each row.

@@ -33,9 +33,9 @@ class InPlaceTTT:
         lr_learned: every layer learns an η of its own, which starts at `lr`.
         spectral: Σ v zᵀ is divided by its largest singular value, so η is the norm of a write
             (arXiv 2606.21803).
-        residual: a write takes off what W - W0 says of the chunk's own tokens, and is divided by
-            their squared norm: η / Σ|z|² Σ (v - (W - W0) z) zᵀ. Any η below 2 is then stable;
-            published experience is with chunks of 128 to 256 tokens.
+        residual: a write takes off what λ (W - W0) says of the chunk's own tokens, and is divided
+            by their squared norm: η / Σ|z|² Σ (v - λ (W - W0) z) zᵀ. Any η below 2 is then stable,
+            without `spectral`.
         cap: r, the largest ‖W - W0‖ / ‖W0‖ that a token reads; W itself stays the sum of all
             writes. None, as released, for no cap.
         row_norm: a token reads the rows of W scaled to the norms of those of W0; W itself stays the

@@ -1,8 +1,8 @@
 """The closed-form write of an in-place layer, once, at the end of a text that was read.
 
-Ridge regression of what the layer's writes so far do not say of the text, in place of one gradient
-step a chunk (TTT-NTP, arXiv 2606.21803, on at most the last 8,192 tokens of a prompt). With Z the
-keys and V the targets of n tokens, D = W - W0, and E = V - Z Dᵀ:
+After the writes of the chunks, the layer fits the error that they leave by ridge regression
+(TTT-NTP, arXiv 2606.21803, on at most the last 8,192 tokens of a prompt). With Z the keys and V the
+targets of n tokens, D = W - W0, and E = V - Z Dᵀ:
 
     ΔW = Eᵀ Z (Zᵀ Z + λ I)⁻¹       the minimum of ‖V - Z (D + ΔW)ᵀ‖² + λ ‖ΔW‖²
     W <- W + s ΔW                  s = step · min(1, ‖W0‖ / ‖ΔW‖)
@@ -10,6 +10,9 @@ keys and V the targets of n tokens, D = W - W0, and E = V - Z Dᵀ:
 The paper takes off Z Wᵀ, since its target is the next token's features themselves. The target here
 is a change of the output, 0 for a convolution at its start: it takes off Z Dᵀ, and then no write
 changes the model.
+
+Keys that repeat, or are large, make Zᵀ Z + λ I singular in float32. So λ is at least a share
+`LEAST_PENALTY` of the largest eigenvalue of Zᵀ Z, and a write that is not finite is left out.
 """
 
 from typing import NamedTuple
@@ -19,14 +22,18 @@ import jax.numpy as jnp
 from jax import Array
 
 from fastweights.ops import root, shortening
-from fastweights.rules.in_place_write import contract, errors, outer
+from fastweights.rules.in_place_write import contract, errors, outer, spectral_norm
+
+#: above the rounding of a float32 Cholesky factorisation, relative to the largest eigenvalue
+LEAST_PENALTY = 1e-5
 
 
 class Ridge(NamedTuple):
     """Numbers of a closed-form write; the defaults are those of arXiv 2606.21803.
 
     Attributes:
-        penalty: λ, of the squared norm of the write; more than 0.
+        penalty: λ, of the squared norm of the write; more than 0. Other numbers compile another
+            program.
         step: share of ΔW that is written, and the largest ‖s ΔW‖ / ‖W0‖.
         tokens: the most tokens of a text that are fitted, its last ones.
     """
@@ -47,16 +54,21 @@ def fitted(ridge: Ridge, slow: Array, weights: Array, z: Array, v: Array, valid:
         v: `[n, d]` targets.
         valid: `[n]` bool, a prefix of the tokens: those of the text.
     """
-    end = jnp.sum(valid)
-    used = valid & (jnp.arange(len(valid)) >= end - ridge.tokens)
-    z = jnp.where(used[:, None], z, 0).astype(weights.dtype)
-    e = jnp.where(used[:, None], errors(weights, slow, z, v.astype(weights.dtype)), 0)
-    with_penalty = lambda gram: gram + ridge.penalty * jnp.eye(len(gram), dtype=gram.dtype)
-    solve = lambda gram, x: jax.scipy.linalg.solve(with_penalty(gram), x, assume_a="pos")
-    # the smaller of the two systems; both have the same solution
+    at = jnp.sum(valid) + jnp.arange(-min(len(z), ridge.tokens), 0)
+    last = lambda x: jnp.where((at >= 0)[:, None], x[jnp.maximum(at, 0)], 0).astype(weights.dtype)
+    z, v = last(z), last(v)
+    e = errors(weights - slow.astype(weights.dtype), z, v)
+
+    def solve(gram: Array, x: Array) -> Array:
+        penalty = jnp.maximum(ridge.penalty, LEAST_PENALTY * spectral_norm(gram))
+        gram = gram + penalty * jnp.eye(len(gram), dtype=gram.dtype)
+        return jax.scipy.linalg.solve(gram, x, assume_a="pos")
+
+    # the smaller of the two systems
     if len(z) <= z.shape[1]:
         delta = outer(e, solve(contract(z, z, (1, 1)), z))
     else:
         delta = solve(outer(z, z), outer(z, e)).T
+    delta = jnp.where(jnp.isfinite(delta).all(), delta, 0)
     norm = lambda x: root(jnp.sum(jnp.square(x.astype(weights.dtype))))
     return weights + ridge.step * shortening(norm(delta), norm(slow)) * delta

@@ -52,6 +52,7 @@ from fastweights.rules.in_place_write import (
     inner_loss,
     over_energy,
     read_scales,
+    remaining,
     summed,
     write_limit,
 )
@@ -109,7 +110,8 @@ class InPlace(Rule):
         spectral: Σ v zᵀ is divided by its largest singular value, before the clip: η is the norm
             of a write (arXiv 2606.21803).
         residual: a write takes off what D = W - W0 says of the chunk's own keys, and is divided by
-            their squared norm: η / Σ|z|² Σ (v - D z) zᵀ. An η below 2 is stable for any z.
+            their squared norm: η / Σ|z|² Σ (v - λ D z) zᵀ. An η below 2 is stable for any z,
+            without `spectral`.
         cap: r, the largest ‖W - W0‖ / ‖W0‖ at a read; None for no cap.
         row_norm: a read scales the rows of W to the norms of those of W0 (arXiv 2606.21803).
         total: sums an array over all columns of W, for a caller that has a part of them.
@@ -231,7 +233,8 @@ class InPlace(Rule):
         """What tokens `[n, f]`, `[n, d]` of the pending chunk write: `[n, d]`."""
         if not self.residual:
             return v
-        return errors(state.weights, state.slow, z, v, self.total)
+        left = remaining(self.plan, state.scales, state.slow, state.weights)
+        return errors(left, z, v, self.total)
 
     def _add(self, state: State, delta: Array, squares: Array, tokens: Array) -> State:
         """Add `tokens` tokens to the pending ones, and commit them if that is a chunk.
@@ -252,7 +255,7 @@ class InPlace(Rule):
 
     def write_chunk(self, weights: Array, z: Array, v: Array, scales: Scales, slow: Array) -> Array:
         """W after one chunk: `[d, f]`, `[C, f]`, `[C, d]`, scales and W0 `[d, f]` -> `[d, f]`."""
-        delta = summed(self.plan, slow, weights, z, v)
+        delta = summed(self.plan, scales, slow, weights, z, v)
         return commit(self.plan, scales, slow, weights, delta)
 
     def matrix(self, state: State) -> Array:

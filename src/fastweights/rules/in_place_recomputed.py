@@ -58,7 +58,7 @@ def _write(plan: Plan, w0: Array, scales: Scales, weights: Array, chunk: Chunk) 
     """W after a complete chunk."""
     weights = begun(chunk.goes_on, weights, w0)
     z, v = stored(chunk.stores, chunk.z), stored(chunk.stores, chunk.v)
-    return commit(plan, scales, w0, weights, summed(plan, w0, weights, z, v))
+    return commit(plan, scales, w0, weights, summed(plan, scales, w0, weights, z, v))
 
 
 def _last(plan: Plan, at: Layout | None, z: Array, v: Array) -> Chunk:
@@ -129,6 +129,8 @@ def _backward(plan, saved, cotangents):
     dy, d_final = cotangents
     at = layout(segments, plan.chunk)
     size, whole, rest = _blocks(num_writes(len(z), plan.chunk))
+    # its gradient is summed over chunks, so not in the dtype that it may have
+    dtype, w0 = w0.dtype, w0.astype(weights.dtype)
     add = functools.partial(jax.tree.map, jnp.add)
     of_chunk = lambda call, chunk: (
         lambda w0, scales, weights, z, v: call(plan, w0, scales, weights, chunk._replace(z=z, v=v))
@@ -171,7 +173,7 @@ def _backward(plan, saved, cotangents):
     if whole:
         carry = lax.scan(step, carry, (jnp.arange(whole), starts), reverse=True)[0]
     grad, (d_w0, d_scales), dz, dv = carry
-    return d_w0, grad, d_scales, dz, dv, None
+    return d_w0.astype(dtype), grad, d_scales, dz, dv, None
 
 
 recomputed_scan.defvjp(_forward, _backward)

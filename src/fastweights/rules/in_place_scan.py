@@ -89,6 +89,8 @@ def _backward(plan, saved, cotangents):
     dy, d_final = cotangents
     count = num_writes(len(z), plan.chunk)
     last = count * plan.chunk
+    # its gradient is summed over chunks, so not in the dtype that it may have
+    dtype, w0 = w0.dtype, w0.astype(weights.dtype)
     zl, vl, dl = z[last:], v[last:], dy[last:]
     add = lambda a, b: a if b is None else jax.tree.map(jnp.add, a, b)
     slow = (jnp.zeros_like(w0), jax.tree.map(jnp.zeros_like, scales))  # gradients to W0 and scales
@@ -118,7 +120,7 @@ def _backward(plan, saved, cotangents):
 
     carry = (weights, grad, slow, dz, dv)
     _, grad, (d_w0, d_scales), dz, dv = over_chunks(body, carry, count, reverse=True)
-    return d_w0, grad, d_scales, dz, dv
+    return d_w0.astype(dtype), grad, d_scales, dz, dv
 
 
 _scan.defvjp(_forward, _backward)
@@ -170,7 +172,7 @@ def chunk_scan(
     weights. Cost: 2 products of the size of Z W0ᵀ forward and 5 backward (a plain layer: 1 and 2),
     with a decay too, and 6 with a learned one; with `segments` 3 and 7. Memory does not grow with
     the number of chunks n; it grows with √n where `cap` or `row_norm` meet a decay or `segments`,
-    and with `residual`, which takes a product more in each pass.
+    and with `residual`, which has 3 products forward and 10 backward.
 
     Args:
         w0: `[d, f]`, the weights a document starts from.
@@ -184,7 +186,7 @@ def chunk_scan(
         decay: λ, from 0 to 1: before a write, W - W0 is multiplied by it. A chunk of padding is
             written too, as a chunk of zeros. An array `[]` is learned: it has a gradient.
         spectral: Σ v zᵀ is divided by its largest singular value, before the clip.
-        residual: a chunk writes η / Σ|z|² Σ (v - D z) zᵀ, with D = W - W0 before it.
+        residual: a chunk writes η / Σ|z|² Σ (v - λ D z) zᵀ, with D = W - W0 before it.
         cap: r, the largest ‖W - W0‖ / ‖W0‖ at a read; None for no cap. See `effective`.
         row_norm: a read scales the rows of W to the norms of those of W0.
         segments: `[T]` int, documents 1, 2, ... that each lie in one piece, and 0 for padding.

@@ -11,9 +11,10 @@ Both change the read only: the state is still a sum, and the writes do not depen
 norm is from TTT-NTP (arXiv 2606.21803), the cap is ours.
 
 A residual write is not η Σ v zᵀ but a step on the error of D itself, as normalised least mean
-squares has it (Widrow and Hoff 1960), of the length η over the squared norm of the chunk's keys:
+squares has it (Widrow and Hoff 1960), of the length η over the squared norm of the chunk's keys.
+With a decay, it is the error of what is left of D:
 
-    ΔW = η / Σ_t |z_t|² Σ_t (v_t - D z_t) z_tᵀ      for 0 < η < 2 the error of D shrinks
+    ΔW = η / Σ_t |z_t|² Σ_t (v_t - λ D z_t) z_tᵀ      for 0 < η < 2 the error shrinks
 
 It is the one write that depends on D, so a scan cannot walk it back.
 """
@@ -36,6 +37,8 @@ Total = Callable[..., Array]
 ITERATIONS = 5
 #: the least norm of a row that the row norm divides by
 LEAST_ROW = 1e-5
+#: the least squared norm of a chunk's keys at which a residual write is made
+LEAST_ENERGY = 1e-15
 
 
 class Scales(NamedTuple):
@@ -120,26 +123,32 @@ def _deltas_backward(lr: float, saved: tuple[Array, Array], g: Array) -> tuple[A
 _deltas.defvjp(lambda z, v, lr: (_deltas(z, v, lr), (z, v)), _deltas_backward)
 
 
-def errors(weights: Array, slow: Array, z: Array, v: Array, total: Total = jnp.sum) -> Array:
-    """V - Z Dᵀ, what the writes so far do not say of V: `[C, d]` in the dtype of `v`.
+def errors(added: Array, z: Array, v: Array, total: Total = jnp.sum) -> Array:
+    """V - Z Dᵀ, the part of V that the writes so far leave: `[C, d]` in the dtype of `v`.
 
     Args:
-        weights: `[d, f]`, W.
-        slow: `[d, f]`, W0; D = W - W0.
+        added: `[d, f]`, D.
         z: `[C, f]`.
         v: `[C, d]`.
-        total: sums over all columns, of which `weights` and `z` may be a part.
+        total: sums over all columns, of which D and `z` may be a part.
     """
-    said = contract(z, weights - slow.astype(weights.dtype), (1, 1))
+    said = contract(z, added, (1, 1))
     return (v - total(said[None], 0)).astype(v.dtype)
 
 
 def over_energy(delta: Array, energy: Array) -> Array:
-    """`delta [d, f]` over `energy []`, the squared norm of the keys; 0 where that is 0."""
-    return delta * jnp.where(energy > 0, 1 / jnp.where(energy > 0, energy, 1), 0)
+    """`delta [d, f]` over `energy []`, the squared norm of the keys; 0 where that is about 0."""
+    there = energy > LEAST_ENERGY  # the derivative has energy² below
+    return delta * jnp.where(there, 1 / jnp.where(there, energy, 1), 0)
 
 
-def summed(plan: Plan, slow: Array, weights: Array, z: Array, v: Array) -> Array:
+def remaining(plan: Plan, scales: Scales, slow: Array, weights: Array) -> Array:
+    """λ (W - W0), D after it has been forgotten in part: `[d, f]` in the dtype of `weights`."""
+    decay = plan.decay if scales.decay is None else scales.decay
+    return decay * (weights - slow.astype(weights.dtype))
+
+
+def summed(plan: Plan, scales: Scales, slow: Array, weights: Array, z: Array, v: Array) -> Array:
     """The write of a chunk before its options, from the weights before it: `[d, f]`.
 
     η Σ v zᵀ, or with `plan.residual` its residual form. `z` is 0 for tokens that write nothing.
@@ -147,7 +156,7 @@ def summed(plan: Plan, slow: Array, weights: Array, z: Array, v: Array) -> Array
     if not plan.residual:
         return deltas(z, v, plan.lr)
     wide = z.astype(weights.dtype)
-    error = errors(weights, slow, z, v, plan.total)
+    error = errors(remaining(plan, scales, slow, weights), z, v, plan.total)
     return over_energy(deltas(z, error, plan.lr), plan.total(wide * wide))
 
 
@@ -243,10 +252,8 @@ def commit(plan: Plan, scales: Scales, slow: Array, weights: Array, delta: Array
         weights: `[d, f]`, before.
         delta: `[d, f]`, η Σ v zᵀ of the chunk, of which `shaped` makes ΔW.
     """
-    decay = plan.decay if scales.decay is None else scales.decay
-    if scales.decay is not None or decay != 1.0:
-        slow = slow.astype(weights.dtype)
-        weights = slow + decay * (weights - slow)
+    if scales.decay is not None or plan.decay != 1.0:
+        weights = slow.astype(weights.dtype) + remaining(plan, scales, slow, weights)
     return weights + shaped(plan, delta, scales)
 
 

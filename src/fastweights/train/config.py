@@ -43,7 +43,8 @@ class Optim:
             pattern that fits counts, and without one the factor is 1. A parameter of factor 0 is
             not trained: it has no gradient, no moments and no weight decay.
         inner_warmup: updates over which the inner learning rate η of every in-place layer rises
-            linearly to its own value; for models with `ttt.lr_learned`.
+            linearly to its own value; for models with `ttt.lr_learned`. Evaluations have the whole
+            η.
     """
 
     lr: float = 3e-3
