@@ -62,6 +62,24 @@ def test_a_mistake_is_named_with_its_line(tmp_path, monkeypatch, old, new, line,
     assert error.value.where == where
 
 
+def test_a_mistake_in_a_module_that_is_imported_is_not_put_on_the_config(tmp_path, monkeypatch):
+    """The line is that of the import; the message names the module."""
+    (tmp_path / "my_helper.py").write_text("x = 1\ny = (\n")
+    (tmp_path / "mine.py").write_text(f"a = 1\nimport my_helper\n{FILE}")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match=r"fails: SyntaxError: .*my_helper.py") as error:
+        load_config(str(tmp_path / "mine.py"))
+    assert error.value.where == f"{tmp_path / 'mine.py'}, line 2"
+
+
+def test_a_wrong_type_is_told_in_any_encoding(tmp_path):
+    text = "# -*- coding: latin-1 -*-\n# é\n" + FILE.replace("lr=1e-3", "lr='fast'")
+    (tmp_path / "mine.py").write_bytes(text.encode("latin-1"))
+    with pytest.raises(ConfigError, match="optim.lr is 'fast'") as error:
+        load_config(str(tmp_path / "mine.py"))
+    assert error.value.where == f"{tmp_path / 'mine.py'}, line 11"
+
+
 def test_the_file_itself_is_right(tmp_path):
     (tmp_path / "mine.py").write_text(FILE)
     assert load_config(str(tmp_path / "mine.py")).optim.lr == 1e-3

@@ -131,8 +131,8 @@ class FastSlowDemo:
     """Evolve prompts and train weights on hinted string programs, beside training weights only.
 
     Attributes:
-        base: run directory of the base language model; trained first where there is none, which
-            takes most of the time. Asks first if it is not the default.
+        base: run directory of the base language model; trained first if it does not exist,
+            which takes most of the time. Asks first if it is not the default.
         train_base: train a base model in `base` without asking.
         run_dir: directory of the two runs; what is done is not done again.
         updates: of the weights, in each.

@@ -56,19 +56,19 @@ def load_config(path: str) -> Any:
         lines = "".join(f"\n  - {n} is {v!r}; it must be {words(h)}" for n, v, h in found)
         raise ConfigError(
             f"this config file gives a field a value of the wrong type:{lines}",
-            where=place(path, line_of(file.read_text(encoding="utf-8"), name, value)),
+            where=place(path, line_of(file.read_bytes(), name, value)),
         )
     return config
 
 
 def failure(module: types.ModuleType, path: str, error: Exception) -> ConfigError:
     """The message for an error that a config file raised while it was run."""
-    if isinstance(error, SyntaxError):
+    here = Path(path).resolve()
+    if isinstance(error, SyntaxError) and Path(error.filename or "").resolve() == here:
         return ConfigError(
             f"this config file is no Python: {error.msg}", where=place(path, error.lineno)
         )
     frames = traceback.extract_tb(error.__traceback__)
-    here = Path(path).resolve()
     own = [frame.lineno for frame in frames if Path(frame.filename).resolve() == here]
     where = place(path, own[-1] if own else None)
     unknown = re.match(r"(\w+)\.__init__\(\) got an unexpected keyword.*? '(\w+)'", str(error))
@@ -111,7 +111,7 @@ def wrong_types(value: Any, name: str = "") -> list[tuple[str, Any, Any]]:
 
     try:
         hints = typing.get_type_hints(type(value))
-    except NameError:  # annotations that only a type checker can read
+    except (NameError, AttributeError, TypeError):  # only a type checker can read them
         return []
     found = []
     for field in dataclasses.fields(value):
@@ -140,15 +140,14 @@ def words(hint: Any) -> str:
     return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
 
 
-def line_of(source: str, name: str, value: Any) -> int | None:
+def line_of(source: bytes, name: str, value: Any) -> int | None:
     """The one line of a config file that gives the last part of a dotted name this value."""
     field, found = name.split(".")[-1], []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.keyword) and node.arg == field:
             try:
-                same = ast.literal_eval(node.value) == value
-            except ValueError:
+                if ast.literal_eval(node.value) == value:
+                    found.append(node.value.lineno)
+            except (ValueError, TypeError):  # no literal, or an array, whose == is no bool
                 continue
-            if same:
-                found.append(node.value.lineno)
     return found[0] if len(found) == 1 else None

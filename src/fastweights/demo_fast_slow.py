@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fastweights.cli_args import FastSlowDemo
-from fastweights.errors import ConfigError, install_extra, nearest
+from fastweights.errors import ConfigError, install_extra, nearest_folder
 from fastweights.fastslow.base_model import base_config
 from fastweights.fastslow.config import FastSlow, arm
 from fastweights.fastslow.edits import Inductive
@@ -29,9 +29,7 @@ def agree_to_train(arguments: FastSlowDemo) -> None:
     base = arguments.base
     if (base / "config.json").exists() or base == FastSlowDemo.base or arguments.train_base:
         return
-    folders = base.parent.iterdir() if base.parent.is_dir() else ()
-    near = nearest(base.name, [each.name for each in folders if each.is_dir()])
-    missing = f"there is no base model in {base}{near}"
+    missing = f"there is no base model in {base}{nearest_folder(base)}"
     question = f"T{missing[1:]}. Train one there, 11 minutes on two cores? [y/N] "
     if sys.stdin.isatty() and input(question).strip().lower() in ("y", "yes"):
         return

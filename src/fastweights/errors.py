@@ -5,6 +5,7 @@ from missing data (3), a bad checkpoint (4), a diverged run (5) and a saved pree
 """
 
 from collections.abc import Iterable
+from pathlib import Path
 
 
 def nearest(word: str, words: Iterable[str]) -> str:
@@ -13,6 +14,15 @@ def nearest(word: str, words: Iterable[str]) -> str:
 
     close = difflib.get_close_matches(word, list(words), n=1)
     return f", did you mean {close[0]!r}?" if close else ""
+
+
+def nearest_folder(folder: Path) -> str:
+    """As `nearest`, for the name of a folder among the folders beside it."""
+    try:
+        names = [each.name for each in folder.parent.iterdir() if each.is_dir()]
+    except OSError:  # no such parent, or not readable
+        names = []
+    return nearest(folder.name, names)
 
 
 class FastWeightsError(Exception):

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from fastweights import hf
-from fastweights.errors import CheckpointError, ConfigError, DataError, nearest
+from fastweights.errors import CheckpointError, ConfigError, DataError, nearest_folder
 from fastweights.hf.config import read_json
 from fastweights.hf.files import directory
 from fastweights.models.decoder import Decoder
@@ -100,10 +100,8 @@ def is_run(folder: Path) -> bool:
         CheckpointError: there is no such directory.
     """
     if not folder.exists():
-        there = folder.parent.iterdir() if folder.parent.is_dir() else ()
         raise CheckpointError(
-            f"there is no run and no checkpoint at {folder}"
-            f"{nearest(folder.name, [each.name for each in there if each.is_dir()])}",
+            f"there is no run and no checkpoint at {folder}{nearest_folder(folder)}",
             where=folder.absolute(),
             cause="the path is mistyped, or the name of a model that is not on this machine",
             next=f"a run directory; for a model of the hub, first: hf download {folder} "

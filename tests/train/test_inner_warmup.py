@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from test_rates import MODEL as PLAIN
 from tolerances import assert_close
 
 from fastweights.errors import ConfigError
 from fastweights.models.decoder import Decoder
-from fastweights.models.decoder_config import DecoderConfig, InPlaceTTT
+from fastweights.models.decoder_config import InPlaceTTT
 from fastweights.tasks.language import Language
 from fastweights.train import Config, Optim, Train
 from fastweights.train.config import check, from_json, to_json
@@ -20,18 +21,7 @@ from fastweights.train.state import TrainState
 from fastweights.train.step import make_update
 
 TTT = InPlaceTTT(layers=(1, 3), chunk=4, lr=0.5, lr_learned=True)
-MODEL = DecoderConfig(
-    family="llama",
-    vocab=256,
-    hidden=16,
-    intermediate=32,
-    layers=4,
-    heads=2,
-    kv_heads=2,
-    head_dim=8,
-    max_length=32,
-    ttt=TTT,
-)
+MODEL = dataclasses.replace(PLAIN, ttt=TTT)
 
 
 def config(inner_warmup, ttt=TTT):

@@ -31,7 +31,7 @@ from fastweights.rules.in_place_write import (
 
 
 class Chunk(NamedTuple):
-    """Tokens of a chunk, and what `Layout` says of them."""
+    """Tokens of a chunk, and their part of the `Layout`; None for a row of one document."""
 
     z: Array
     v: Array
